@@ -1,0 +1,63 @@
+"""Composition for Ray Serve: deployments, functions and tasks as one pipeline."""
+
+from raycompose.client import Client, connect, local, run
+from raycompose.combinators import (
+    collect,
+    each,
+    fallback,
+    parallel,
+    passthrough,
+    shadow,
+    split,
+    switch,
+    when,
+)
+from raycompose.compose import Pipeline, pipeline, stage
+from raycompose.errors import (
+    CompositionError,
+    HTTPError,
+    NoMatchError,
+    RayComposeError,
+    StageTimeoutError,
+    failed_stage,
+)
+from raycompose.limits import Retry
+from raycompose.patch import install
+from raycompose.references import Ref
+from raycompose.request import Request
+from raycompose.streams import Stream
+
+__version__ = "0.1.0"
+
+install()
+del install
+
+__all__ = [
+    "Client",
+    "CompositionError",
+    "HTTPError",
+    "NoMatchError",
+    "Pipeline",
+    "RayComposeError",
+    "Ref",
+    "Request",
+    "Retry",
+    "StageTimeoutError",
+    "Stream",
+    "__version__",
+    "collect",
+    "connect",
+    "each",
+    "failed_stage",
+    "fallback",
+    "local",
+    "parallel",
+    "passthrough",
+    "pipeline",
+    "run",
+    "shadow",
+    "split",
+    "stage",
+    "switch",
+    "when",
+]

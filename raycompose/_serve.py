@@ -1,0 +1,230 @@
+"""The seam to Ray: the only module that touches Ray's private names.
+
+Each name used here is pinned by a test in tests/test_serve_seam.py, so that a Ray release that
+changes one is noticed.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from ray import serve
+from ray._private.services import canonicalize_bootstrap_address
+from ray.dag.py_obj_scanner import _PyObjScanner
+from ray.exceptions import RayTaskError
+from ray.serve import Application, Deployment
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.build_app import BuiltApplication, IDDict, build_app
+from ray.serve._private.constants import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT
+from ray.serve._private.http_util import ASGIAppReplicaWrapper, convert_object_to_asgi_messages
+from ray.serve._private.local_testing_mode import make_local_deployment_handle
+from ray.serve.batching import _LazyBatchQueueWrapper
+from ray.serve.context import _get_global_client, _get_serve_request_context
+from ray.serve.handle import DeploymentHandle
+
+
+class RequestContext(NamedTuple):
+    """What Ray Serve knows of the request that this task answers."""
+
+    request_id: str
+    app_name: str
+    multiplexed_model_id: str
+
+
+def request_context() -> RequestContext:
+    """Return the current request's ids, empty strings outside a replica."""
+    context = _get_serve_request_context()
+    return RequestContext(context.request_id, context.app_name, context.multiplexed_model_id)
+
+
+def deployment_of(app: Application) -> Deployment:
+    """Return the deployment that an application binds."""
+    return app._bound_deployment
+
+
+def autoscaling_config(deployment: Deployment) -> Any:
+    """Return the deployment's ``AutoscalingConfig``, or ``None`` for a fixed number of replicas."""
+    return deployment._deployment_config.autoscaling_config
+
+
+def placement_group(deployment: Deployment) -> dict[str, Any]:
+    """Return the placement group options that the deployment sets, as ``options()`` takes them."""
+    config = deployment._replica_config
+    names = ("placement_group_bundles", "placement_group_strategy")
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def is_fastapi_ingress(deployment: Deployment) -> bool:
+    """Tell whether the deployment is wrapped by ``@serve.ingress``."""
+    target = deployment.func_or_class
+    return inspect.isclass(target) and issubclass(target, ASGIAppReplicaWrapper)
+
+
+def is_batched(method: Callable[..., Any]) -> bool:
+    """Tell whether ``method`` is wrapped by ``@serve.batch``: callers then pass single items."""
+    return hasattr(method, "set_max_batch_size")
+
+
+def with_own_batch_queues(definition: type) -> type:
+    """Return the class with ``@serve.batch`` queues of its own.
+
+    Ray keeps a method's queue on the class, which is right for one instance in a process. Two
+    fused stages of one class would otherwise have their calls answered by each other's instance.
+    """
+    own = {}
+    for name, method in inspect.getmembers(definition, is_batched):
+        cells = inspect.getclosurevars(method).nonlocals["enqueue_request"].__closure__
+        queue: Any = next(
+            c.cell_contents for c in cells if isinstance(c.cell_contents, _LazyBatchQueueWrapper)
+        )
+        own[name] = serve.batch(
+            max_batch_size=queue.max_batch_size,
+            batch_wait_timeout_s=queue.batch_wait_timeout_s,
+            max_concurrent_batches=queue.max_concurrent_batches,
+            batch_size_fn=queue.batch_size_fn,
+        )(queue.handle_batch_func)
+    names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
+    return type(definition.__name__, (definition,), {**own, **names}) if own else definition
+
+
+def setting(deployment: Deployment, name: str) -> Any:
+    """Return a setting of the deployment that has no public property."""
+    return getattr(deployment._deployment_config, name)
+
+
+def task_function(task: Any) -> Callable[..., Any] | None:
+    """Return the Python function that a ``@ray.remote`` function wraps; ``None`` for a method."""
+    function: Callable[..., Any] | None = getattr(task, "_function", None)
+    return function
+
+
+def actor_method_name(method: Any) -> str:
+    """Return the name of a Ray actor's method."""
+    name: str = method._method_name
+    return name
+
+
+async def object_ref(response: Any) -> Any:
+    """Return the ``ObjectRef`` of a ``DeploymentResponse``, or in local testing mode its future."""
+    try:
+        return await response._to_object_ref()
+    except RuntimeError:  # local testing mode has no object store
+        return asyncio.ensure_future(_result(response))
+
+
+async def _result(response: Any) -> Any:
+    return await response
+
+
+class LazyApplication(Application):
+    """An application whose deployment is bound when Ray first asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        del self._bound_deployment  # set by Application; here computed from the graph
+
+    @cached_property
+    def _bound_deployment(self) -> Deployment:
+        return self.bind_front()
+
+    def bind_front(self) -> Deployment:
+        """Return the deployment with its arguments bound."""
+        raise NotImplementedError
+
+
+def build(app: Application, name: str) -> BuiltApplication:
+    """Return the deployments that Ray Serve would start for ``app``, without a cluster."""
+    return build_app(app, name=name)
+
+
+def with_local_handles(value: Any, app_name: str) -> Any:
+    """Return ``value`` with every application in it replaced by a handle in this process.
+
+    Stands on Ray Serve's local testing mode. ``value`` itself is returned when it holds none.
+    """
+    scanner: Any = _PyObjScanner(source_type=Application)
+    try:
+        found = scanner.find_nodes(value)
+        if not found:
+            return value
+        handles: Any = IDDict()
+        for app in found:
+            built = build_app(
+                app, name=app_name, make_deployment_handle=make_local_deployment_handle
+            )
+            handles[app] = built.deployment_handles[built.ingress_deployment_name]
+        return scanner.replace_nodes(handles)
+    finally:
+        scanner.clear()
+
+
+def call_builder(target: Any, arguments: Mapping[str, str]) -> Application:
+    """Return the application that an import path names, calling it if it is an app builder."""
+    return call_user_app_builder_with_args_if_necessary(target, dict(arguments))
+
+
+def cluster_address(address: str | None) -> str | None:
+    """Return the running cluster that ``ray.init(address)`` would join; ``None``: it starts one."""
+    found: str | None = canonicalize_bootstrap_address(address)
+    return found
+
+
+class Running(NamedTuple):
+    """A running Serve instance: where it listens, and each application's route prefix."""
+
+    host: str
+    port: int
+    route_prefixes: dict[str, str | None]
+
+
+def running() -> Running | None:
+    """Return what runs on the cluster that this process has joined; ``None`` without Serve."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return None
+    apps = client.get_serve_details()["applications"]
+    prefixes = {name: app["route_prefix"] for name, app in apps.items()}
+    return Running(client.http_config.host, client.http_config.port, prefixes)
+
+
+def encode_body(value: Any) -> tuple[bytes, str]:
+    """Return ``value`` as Ray Serve itself would send it: the body and its content type."""
+    start, body = convert_object_to_asgi_messages(value)
+    return body["body"], dict(start["headers"])[b"content-type"].decode()
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """Return the exception that the user's code raised, out of Ray's ``RayTaskError``."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
+__all__ = [
+    "Running",
+    "running",
+    "LazyApplication",
+    "actor_method_name",
+    "object_ref",
+    "setting",
+    "DEFAULT_HTTP_HOST",
+    "DEFAULT_HTTP_PORT",
+    "DeploymentHandle",
+    "RequestContext",
+    "autoscaling_config",
+    "build",
+    "call_builder",
+    "cluster_address",
+    "deployment_of",
+    "encode_body",
+    "is_batched",
+    "is_fastapi_ingress",
+    "placement_group",
+    "request_context",
+    "task_function",
+    "unwrap",
+    "with_local_handles",
+    "with_own_batch_queues",
+]

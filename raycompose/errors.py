@@ -1,0 +1,116 @@
+"""Exceptions, and how they carry the name of the stage that failed.
+
+RayComposeError
+├── CompositionError    the graph cannot work; raised by the line that composes it
+├── StageTimeoutError   a stage outlived its ``timeout_s`` (also a ``TimeoutError``)
+├── NoMatchError        ``rc.switch`` found no branch for a value
+└── HTTPError           raised by users, in any stage, to answer with an HTTP status
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+_STAGE = "_raycompose_stage"
+
+
+class RayComposeError(Exception):
+    """Base of every exception that raycompose itself raises."""
+
+
+class CompositionError(RayComposeError):
+    """The graph cannot work as written. Raised where it is composed, never at request time."""
+
+
+class StageTimeoutError(RayComposeError, TimeoutError):
+    """A stage ran past its ``timeout_s`` and was cancelled. HTTP 504.
+
+    Args:
+        stage: The name of the stage, as ``rc.failed_stage`` gives it.
+        timeout_s: The limit that passed, in seconds.
+    """
+
+    def __init__(self, stage: str, timeout_s: float) -> None:
+        super().__init__(stage, timeout_s)
+        self.stage = stage
+        self.timeout_s = timeout_s
+
+    def __str__(self) -> str:
+        return f"stage {self.stage!r} did not finish within timeout_s={self.timeout_s:g}"
+
+
+class NoMatchError(RayComposeError):
+    """``rc.switch`` got a key that no branch has, and there is no ``default``. HTTP 422.
+
+    Args:
+        node: The name of the switch.
+        key: What the switch looked for, as text.
+        keys: The keys that its branches have, as text.
+    """
+
+    def __init__(self, node: str, key: str, keys: tuple[str, ...]) -> None:
+        super().__init__(node, key, keys)
+        self.node = node
+        self.key = key
+        self.keys = keys
+
+    def __str__(self) -> str:
+        return f"{self.node!r} has no branch for {self.key}; it has {', '.join(self.keys)}"
+
+
+class HTTPError(RayComposeError):
+    """Raise it in any stage, in any replica, to answer the request with that HTTP status.
+
+    Args:
+        status: The HTTP status code, 400 to 599.
+        detail: What the client is told. Anything that JSON can hold.
+        headers: Response headers to add, for example ``{"Retry-After": "5"}``.
+    """
+
+    def __init__(
+        self, status: int, detail: Any = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"HTTPError needs a status from 400 to 599, got {status}")
+        super().__init__(status, detail, headers)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+    def __str__(self) -> str:
+        return f"HTTP {self.status}: {self.detail}" if self.detail else f"HTTP {self.status}"
+
+
+def failed_stage(error: BaseException) -> str | None:
+    """Return the name of the stage that raised ``error``, or ``None`` if no stage did.
+
+    Works at every caller: in the pipeline, behind a ``DeploymentHandle``, and across processes,
+    because the name travels in the exception's ``__dict__``, which pickling keeps.
+
+    Args:
+        error: An exception that came out of a pipeline.
+    """
+    stage = getattr(error, _STAGE, None)
+    return stage if isinstance(stage, str) else None
+
+
+def mark(error: BaseException, stage: str) -> None:
+    """Name the stage that raised ``error``, unless a stage further in already has."""
+    if failed_stage(error) is not None:
+        return
+    try:
+        setattr(error, _STAGE, stage)
+        # PEP 678 by hand: BaseException.add_note is new in Python 3.11.
+        error.__notes__ = [*getattr(error, "__notes__", ()), f"raised in stage {stage!r}"]
+    except AttributeError:  # an exception with __slots__ keeps its type rather than our note
+        return
+
+
+def is_client_error(error: BaseException) -> bool:
+    """Tell whether the sender of the request is at fault (4xx), so that trying again is no help."""
+    if isinstance(error, HTTPError):
+        return error.status < 500
+    if isinstance(error, HTTPException):
+        return error.status_code < 500
+    return isinstance(error, NoMatchError)

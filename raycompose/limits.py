@@ -1,0 +1,103 @@
+"""Limits on a stage: a deadline over all attempts, and what may be tried again."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import tenacity
+from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+
+from raycompose.errors import StageTimeoutError, mark
+
+TRANSIENT: tuple[type[Exception], ...] = (
+    ActorDiedError,
+    ActorUnavailableError,
+    BackPressureError,
+    ReplicaUnavailableError,
+    WorkerCrashedError,
+)
+"""Faults of the place that ran the stage rather than of the stage: safe to send elsewhere."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When and how often a stage is tried again.
+
+    Args:
+        attempts: How often it runs at most, the first time included.
+        on: Exception types worth another attempt, besides the transient faults (a replica or an
+            actor that died or is unavailable, back-pressure), which always are.
+        initial_s: Seconds before the second attempt; doubled before each further one.
+        max_s: The longest wait between two attempts, in seconds.
+        jitter: Wait a random time up to those seconds, so that callers do not return in step.
+    """
+
+    attempts: int = 3
+    on: tuple[type[Exception], ...] = ()
+    initial_s: float = 0.1
+    max_s: float = 5.0
+    jitter: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
+            raise TypeError(f"attempts must be a whole number, got {self.attempts!r}")
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be 1 or more, got {self.attempts}")
+        if self.initial_s < 0 or self.max_s < 0:
+            raise ValueError("initial_s and max_s are seconds, 0 or more")
+        on = self.on if isinstance(self.on, tuple) else (self.on,)
+        object.__setattr__(self, "on", on)
+        if not all(isinstance(t, type) and issubclass(t, Exception) for t in on):
+            raise TypeError(f"on must be a tuple of exception types, got {self.on!r}")
+
+    def wait_s(self, state: tenacity.RetryCallState) -> float:
+        """Seconds to wait before the next attempt; back-pressure names its own."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, BackPressureError) and error.retry_after_s is not None:
+            return error.retry_after_s
+        backoff = (
+            tenacity.wait_random_exponential(multiplier=self.initial_s, max=self.max_s)
+            if self.jitter
+            else tenacity.wait_exponential(multiplier=self.initial_s, max=self.max_s)
+        )
+        return backoff(state)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A deadline and a retry policy.
+
+    Args:
+        timeout_s: Seconds for all attempts together, or ``None``.
+        retry: The policy, or ``None`` for one attempt.
+    """
+
+    timeout_s: float | None = None
+    retry: Retry | None = None
+
+    async def run(self, stage: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """Run ``attempt``, again where the policy says so, until the deadline.
+
+        Raises:
+            StageTimeoutError: The deadline passed; the attempt under way was cancelled.
+        """
+        if self.timeout_s is None:
+            return await self._attempts(attempt)
+        with anyio.move_on_after(self.timeout_s):
+            return await self._attempts(attempt)
+        error = StageTimeoutError(stage, self.timeout_s)
+        mark(error, stage)
+        raise error
+
+    async def _attempts(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        if self.retry is None:
+            return await attempt()
+        policy = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self.retry.attempts),
+            retry=tenacity.retry_if_exception_type((*TRANSIENT, *self.retry.on)),
+            wait=self.retry.wait_s,
+            reraise=True,
+        )
+        return await policy(attempt)

@@ -1,0 +1,329 @@
+"""The graph: immutable, picklable nodes, each with one coroutine from value to value.
+
+``Sequence`` alone knows what flows between neighbours: values, streams that a stage maps over or
+takes whole, and references to results that are not there yet.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, TypeVar, cast
+
+from raycompose.limits import Limits
+from raycompose.references import Ref
+from raycompose.request import Request
+from raycompose.runner import Arguments, Context, unpack
+from raycompose.signatures import Signature, takes_iterator
+from raycompose.streams import Stream
+from raycompose.targets import Target
+
+N = TypeVar("N", bound="Node")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of a graph.
+
+    Args:
+        label: What the node calls itself: the deployment's or the function's name, or ``name=``.
+        name: The label made unique in its pipeline; what errors, metrics and pictures use.
+    """
+
+    label: str
+    name: str = dataclasses.field(default="", kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what a node has cached or started stays in its process."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Give the node's result for ``value``; a ``Stream`` when it streams."""
+        raise NotImplementedError
+
+    async def refer(self, value: Any, ctx: Context) -> Any:
+        """Start the node and give a ``Ref`` to its result, without waiting for it."""
+        return Ref(ctx.start(self.run(value, ctx)), self.name)
+
+    @property
+    def children(self) -> tuple["Node", ...]:
+        """The nodes inside this one, in reading order."""
+        return ()
+
+    def with_children(self: N, children: tuple["Node", ...]) -> N:
+        """Return the node with other nodes inside."""
+        return self
+
+    @property
+    def first(self) -> "Stage | None":
+        """The stage that the pipeline's arguments reach unchanged, if it is a single one."""
+        return None
+
+    @property
+    def last(self) -> "Stage | None":
+        """The stage that the result comes from, if it is a single one."""
+        return None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the result is known to be a stream."""
+        return any(child.streams for child in self.children)
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the node takes a stream whole rather than item by item."""
+        return False
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the node takes a reference rather than wait for its input."""
+        return False
+
+    @property
+    def portable(self) -> bool:
+        """Whether the node can run in another replica as well."""
+        return all(stage.target.portable for stage in stages(self))
+
+
+@dataclass(frozen=True)
+class Stage(Node):
+    """A node that calls something of the user's.
+
+    Args:
+        target: What is called, and how.
+        signature: What it takes and gives.
+    """
+
+    target: Target
+    signature: Signature
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Call the target with ``value``, in the way that its signature asks for."""
+        with ctx.at(self.name):
+            args, kwargs = await self._arguments(value, ctx)
+            if self.signature.streams:
+                items = partial(self._items, args, kwargs, ctx)
+                return Stream(items, portable=self.target.portable)
+            return await self.target.call(args, kwargs, ctx)
+
+    async def refer(self, value: Any, ctx: Context) -> Any:
+        """Start the target and give a ``Ref`` to its result, or a ``Stream``, without waiting."""
+        if self.signature.streams:
+            return await self.run(value, ctx)
+        with ctx.at(self.name):
+            args, kwargs = await self._arguments(value, ctx)
+            started = await self.target.start(args, kwargs, ctx)
+        return await super().refer(value, ctx) if started is None else Ref(started, self.name)
+
+    async def _items(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context
+    ) -> AsyncGenerator[Any, None]:
+        with ctx.at(self.name):
+            async with aclosing(self.target.stream(args, kwargs, ctx)) as items:
+                async for item in items:
+                    yield item
+
+    async def _arguments(self, value: Any, ctx: Context) -> tuple[tuple[Any, ...], Any]:
+        takes = self.signature.takes
+        if isinstance(value, Stream) and self.target.remote:
+            value = await value.shared()
+        if takes == "value" or type(value) is Arguments:
+            return unpack(value)
+        if takes == "request":
+            return (Request.of(value, ctx.scope),), {}
+        if takes == "reference":
+            ref = value if isinstance(value, Ref) else Ref.to(value, self.name)
+            if self.target.remote:
+                ref = await ref.shared()
+            return ([ref.item] if self.signature.wraps_ref else ref,), {}
+        if not isinstance(value, Stream):
+            raise TypeError(
+                f"stage {self.name!r} takes a stream, but got {type(value).__name__}: "
+                "put a stage that yields its items before it"
+            )
+        return (value,), {}
+
+    @property
+    def first(self) -> "Stage":
+        """The stage itself."""
+        return self
+
+    @property
+    def last(self) -> "Stage":
+        """The stage itself."""
+        return self
+
+    @property
+    def streams(self) -> bool:
+        """Whether the target is a generator."""
+        return self.signature.streams
+
+    @cached_property
+    def takes_stream(self) -> bool:  # type: ignore[override]  # cached: asked for at every request
+        """Whether the first parameter asks for a stream, or for an iterator."""
+        return self.signature.takes == "stream" or takes_iterator(self.signature)
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the first parameter asks for a reference."""
+        return self.signature.takes == "reference"
+
+
+@dataclass(frozen=True)
+class Sequence(Node):
+    """Stages one after the other: ``Sequence((f, g)).run(x)`` is ``g(f(x))``."""
+
+    steps: tuple[Node, ...]
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the steps in order, each on the result of the one before."""
+        for step, takes_stream, before_reference in self._plan:
+            if not takes_stream and isinstance(value, Stream):
+                value = value.map(partial(step.run, ctx=ctx), portable=step.portable)
+            elif before_reference:
+                value = await step.refer(value, ctx)
+            else:
+                value = await step.run(value, ctx)
+        return value
+
+    @cached_property
+    def _plan(self) -> tuple[tuple[Node, bool, bool], ...]:
+        following = (*self.steps[1:], None)
+        return tuple(
+            (step, step.takes_stream, after is not None and after.takes_reference)
+            for step, after in zip(self.steps, following, strict=True)
+        )
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The steps."""
+        return self.steps
+
+    def with_children(self, children: tuple[Node, ...]) -> "Sequence":
+        """Return a sequence of other steps."""
+        return dataclasses.replace(self, steps=children)
+
+    @property
+    def first(self) -> Stage | None:
+        """The first stage of the first step."""
+        return self.steps[0].first
+
+    @property
+    def last(self) -> Stage | None:
+        """The last stage of the last step."""
+        return self.steps[-1].last
+
+    @property
+    def streams(self) -> bool:
+        """Whether items reach the end: a stage that takes a stream whole may end it."""
+        streaming = False
+        for step in self.steps:
+            streaming = step.streams or (streaming and not step.takes_stream)
+        return streaming
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the first step does."""
+        return self.steps[0].takes_stream
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the first step does."""
+        return self.steps[0].takes_reference
+
+
+@dataclass(frozen=True)
+class Limited(Node):
+    """A node under a deadline and a retry policy, or a sub-pipeline with a name of its own.
+
+    Without a name of its own (an empty label) it goes by its body's.
+    """
+
+    body: Node
+    limits: Limits
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the body within its limits."""
+        name = self.name or self.body.name
+        with ctx.at(name) if self.name else nullcontext():
+            return await self.limits.run(name, partial(self.body.run, value, ctx))
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The body."""
+        return (self.body,)
+
+    def with_children(self, children: tuple[Node, ...]) -> "Limited":
+        """Return the same limits on another body."""
+        return dataclasses.replace(self, body=children[0])
+
+    @property
+    def first(self) -> Stage | None:
+        """The body's first stage."""
+        return self.body.first
+
+    @property
+    def last(self) -> Stage | None:
+        """The body's last stage."""
+        return self.body.last
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the body does."""
+        return self.body.takes_stream
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the body does."""
+        return self.body.takes_reference
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """Give a node and all that is inside it, in reading order."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def stages(node: Node) -> Iterator[Stage]:
+    """Give the stages of a graph, in reading order."""
+    return (n for n in walk(node) if isinstance(n, Stage))
+
+
+def transform(node: N, change: Callable[[Node], Node]) -> N:
+    """Return the graph with ``change`` applied to every node, outermost first."""
+    changed = cast(N, change(node))
+    if not changed.children:
+        return changed
+    return changed.with_children(tuple(transform(child, change) for child in changed.children))
+
+
+def named(root: N) -> N:
+    """Return the graph with every node's label made unique: ``Model``, ``Model_2``."""
+    taken: set[str] = set()
+
+    def rename(node: Node) -> Node:
+        if not node.label:
+            return node
+        name, number = node.label, 1
+        while name in taken:
+            number += 1
+            name = f"{node.label}_{number}"
+        taken.add(name)
+        return dataclasses.replace(node, name=name)
+
+    return transform(root, rename)
+
+
+async def gather(*coroutines: Any) -> list[Any]:
+    """Wait for all; the first failure cancels the others, waits for them to stop, and is raised."""
+    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,38 @@
+"""The two things that importing raycompose adds to Ray Serve's ``Application``."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.serve import Application
+
+from raycompose.compose import Pipeline, pipeline, stage
+from raycompose.errors import RayComposeError
+
+
+def then(self: Application, target: Any, **options: Any) -> Pipeline[Any, Any]:
+    """Return this application followed by ``target``, as one pipeline; see ``Pipeline.then``."""
+    return pipeline(self, stage(target, **options))
+
+
+def _or(self: Application, target: Any) -> Pipeline[Any, Any]:
+    return pipeline(self, target)
+
+
+ADDED: dict[str, Callable[..., Any]] = {"then": then, "__or__": _or}
+
+
+def install() -> None:
+    """Add ``.then`` and ``|`` to ``Application``. Doing it again changes nothing.
+
+    Raises:
+        RayComposeError: Ray itself defines one of them, which is never replaced.
+    """
+    for name, function in ADDED.items():
+        present = vars(Application).get(name)
+        if present is None:
+            setattr(Application, name, function)
+        elif getattr(present, "__module__", None) != __name__:
+            raise RayComposeError(
+                f"this version of Ray defines Application.{name} itself, and raycompose does not "
+                "replace it: use rc.pipeline(...), and a version of raycompose made for this Ray"
+            )

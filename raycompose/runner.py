@@ -1,0 +1,99 @@
+"""What one request carries through the graph."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycompose.errors import mark
+
+
+@dataclass(slots=True)
+class Context:
+    """One request's way through the graph. It holds data alone, so it travels with a stream.
+
+    Args:
+        pipeline: The name of the deployment that fronts the pipeline.
+        request_id: Ray Serve's id of the request.
+        multiplexed_model_id: Passed on to every stage; Ray Serve itself drops it at each hop.
+        scope: The ASGI scope of the HTTP request, reduced to what can be sent on.
+        timings_s: Seconds spent in each stage, summed over its calls.
+    """
+
+    pipeline: str = "Pipeline"
+    request_id: str = ""
+    multiplexed_model_id: str = ""
+    scope: Mapping[str, Any] | None = None
+    timings_s: dict[str, float] = field(default_factory=dict)
+    _undo: list[Callable[[], Any]] = field(default_factory=list)
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Run a coroutine beside the request; it is cancelled when the request fails."""
+        task = asyncio.ensure_future(coroutine)
+        task.add_done_callback(_retrieve)
+        self.on_failure(task.cancel)
+        return task
+
+    def on_failure(self, undo: Callable[[], Any]) -> None:
+        """Have ``undo`` called when the request fails, to cancel what nothing awaits."""
+        self._undo.append(undo)
+
+    def abandon(self) -> None:
+        """Cancel all that was started beside the request."""
+        while self._undo:
+            self._undo.pop()()
+
+    @contextmanager
+    def at(self, stage: str) -> Iterator[None]:
+        """Time what runs inside, and name the stage in what it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            mark(error, stage)
+            raise
+        finally:
+            self.timings_s[stage] = self.timings_s.get(stage, 0.0) + time.perf_counter() - started
+
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sent = (self.pipeline, self.request_id, self.multiplexed_model_id, self.scope)
+        return Context, sent
+
+
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    """Look at a task's exception, which whoever awaits its result sees; nobody may."""
+    if not task.cancelled():
+        task.exception()
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A call's arguments, where they are not exactly one positional value."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pack(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return a call's arguments as one value: itself when it is one positional value."""
+    return args[0] if len(args) == 1 and not kwargs else Arguments(args, kwargs)
+
+
+def unpack(value: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments that ``pack`` packed."""
+    return (value.args, value.kwargs) if type(value) is Arguments else ((value,), {})
+
+
+def single(value: Any, node: str) -> Any:
+    """Return ``value``, which must be one value: a combinator gives the same input to several."""
+    if type(value) is Arguments:
+        got = f"{len(value.args)} positional and {len(value.kwargs)} keyword arguments"
+        raise TypeError(
+            f"the pipeline begins with {node!r}, which takes exactly one value, but got {got}. "
+            "Pass one value, for example a dict, or begin the pipeline with a function "
+            "that takes the arguments."
+        )
+    return value

@@ -1,0 +1,235 @@
+"""What a stage runs, behind one calling convention: that is all the engines differ in."""
+
+import asyncio
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+import ray
+from anyio import to_thread
+from ray import ObjectRef
+from ray.exceptions import RayTaskError
+from ray.serve import Application
+
+from raycompose import _serve
+from raycompose.hosting import Host
+from raycompose.runner import Context
+from raycompose.signatures import is_async
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+_END = object()
+
+
+class Target(ABC):
+    """Something that a stage calls. Targets are immutable and picklable."""
+
+    remote: ClassVar[bool] = False
+    """Whether the call leaves this process, so that its arguments must be picklable."""
+    portable: ClassVar[bool] = True
+    """Whether a stream that calls it may be iterated in another replica."""
+
+    @abstractmethod
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        """Call it and wait for its result. Cancelling the wait cancels the call."""
+
+    @abstractmethod
+    def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        """Call it and give its items as they come. Closing the generator cancels the call."""
+
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
+        """Call it and give an ``ObjectRef`` to its result at once; ``None`` where there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Deployed(Target):
+    """A method of a Serve deployment in its own replicas.
+
+    Args:
+        app: The bound deployment. In a replica Ray has put its ``DeploymentHandle`` in its place.
+        method: The method's name.
+    """
+
+    remote: ClassVar[bool] = True
+    app: Application
+    method: str
+
+    @cached_property
+    def _handle(self) -> Any:
+        handle: Any = self.app
+        return handle.options(method_name=self.method)
+
+    @cached_property
+    def _streaming(self) -> Any:
+        return self._handle.options(stream=True)
+
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        response = _multiplexed(self._handle, ctx).remote(*args, **kwargs)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            # Cancelling an await does not cancel the remote call; response.cancel() does.
+            response.cancel()
+            raise
+        except RayTaskError as error:
+            raise _serve.unwrap(error) from error
+
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
+        handle = _multiplexed(self._handle, ctx).options(_by_reference=True)
+        response = handle.remote(*args, **kwargs)
+        ctx.on_failure(response.cancel)
+        return await _serve.object_ref(response)
+
+    async def stream(
+        self, args: Args, kwargs: Kwargs, ctx: Context
+    ) -> AsyncGenerator[Any, None]:
+        response = _multiplexed(self._streaming, ctx).remote(*args, **kwargs)
+        try:
+            async for item in response:
+                yield item
+        except RayTaskError as error:
+            raise _serve.unwrap(error) from error
+        finally:
+            response.cancel()
+
+
+def _multiplexed(handle: Any, ctx: Context) -> Any:
+    """The handle, with the request's model id, which Ray Serve does not pass on by itself."""
+    model_id = ctx.multiplexed_model_id
+    return handle.options(multiplexed_model_id=model_id) if model_id else handle
+
+
+@dataclass(frozen=True)
+class Inline(Target):
+    """A Python callable, run where the pipeline runs. A ``def`` runs in a thread, as in Ray Serve.
+
+    Args:
+        function: Any callable that pickles by value or by name.
+    """
+
+    function: Callable[..., Any]
+
+    @cached_property
+    def _on_loop(self) -> bool:
+        return is_async(self.function)
+
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        return await call_function(self.function, args, kwargs, on_loop=self._on_loop)
+
+    def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        return iterate_function(self.function, args, kwargs, on_loop=self._on_loop)
+
+
+@dataclass(frozen=True)
+class Hosted(Target):
+    """A method of a deployment that runs inside this process: fused, or on the local engine.
+
+    Args:
+        host: The deployment's user code; stages of one deployment share it.
+        method: The method's name.
+    """
+
+    portable: ClassVar[bool] = False
+    host: Host
+    method: str
+
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        async with self.host.slot():
+            function = self.host.method(self.method)
+            return await call_function(function, args, kwargs, on_loop=is_async(function))
+
+    async def stream(
+        self, args: Args, kwargs: Kwargs, ctx: Context
+    ) -> AsyncGenerator[Any, None]:
+        async with self.host.slot():
+            function = self.host.method(self.method)
+            items = iterate_function(function, args, kwargs, on_loop=is_async(function))
+            async with aclosing(items):
+                async for item in items:
+                    yield item
+
+
+@dataclass(frozen=True)
+class Task(Target):
+    """A ``@ray.remote`` function, or a method of a Ray actor handle.
+
+    Args:
+        function: What has the ``.remote`` to call.
+    """
+
+    remote: ClassVar[bool] = True
+    function: Any
+
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
+        ref = self.function.remote(*args, **kwargs)
+        if isinstance(ref, list):  # num_returns=N: several results, so no one reference
+            return None
+        ctx.on_failure(partial(ray.cancel, ref))
+        return ref
+
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        ref = self.function.remote(*args, **kwargs)
+        try:
+            return await (asyncio.gather(*ref) if isinstance(ref, list) else ref)
+        except asyncio.CancelledError:
+            ray.cancel(ref)
+            raise
+        except RayTaskError as error:
+            raise _serve.unwrap(error) from error
+
+    async def stream(
+        self, args: Args, kwargs: Kwargs, ctx: Context
+    ) -> AsyncGenerator[Any, None]:
+        refs = self.function.remote(*args, **kwargs)
+        try:
+            async for ref in refs:
+                yield await ref
+        except RayTaskError as error:
+            raise _serve.unwrap(error) from error
+        finally:
+            ray.cancel(refs)
+
+
+async def call_function(
+    function: Callable[..., Any], args: Args, kwargs: Kwargs, *, on_loop: bool
+) -> Any:
+    """Call a Python callable: a coroutine on the loop, anything else in a thread."""
+    if on_loop:
+        return await function(*args, **kwargs)
+    call = partial(function, *args, **kwargs)
+    result = await to_thread.run_sync(call, abandon_on_cancel=True)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def iterate_function(
+    function: Callable[..., Any], args: Args, kwargs: Kwargs, *, on_loop: bool
+) -> AsyncGenerator[Any, None]:
+    """Give the items of a generator function, one at a time; a sync one runs in a thread."""
+    call = partial(function, *args, **kwargs)
+    items = call() if on_loop else await to_thread.run_sync(call)
+    if inspect.isawaitable(items):
+        items = await items
+    if isinstance(items, AsyncIterator):
+        try:
+            async for item in items:
+                yield item
+        finally:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+    elif isinstance(items, Iterator):
+        try:
+            while (item := await to_thread.run_sync(next, items, _END)) is not _END:
+                yield item
+        finally:
+            if inspect.isgenerator(items):
+                await to_thread.run_sync(items.close)
+    else:
+        raise TypeError(
+            f"the stage is a stream (a generator, or stream=True) but returned "
+            f"{type(items).__name__}: yield the items, or leave stream=True out"
+        )
