@@ -203,7 +203,9 @@ class Shadow(_Branching):
                 async for _ in result:
                     pass
         except Exception:
-            logger.warning("shadow %r failed; the request is not affected", self.name, exc_info=True)
+            logger.warning(
+                "shadow %r failed; the request is not affected", self.name, exc_info=True
+            )
 
     @property
     def streams(self) -> bool:

@@ -234,7 +234,7 @@ def run(
     """
     end = contextlib.ExitStack()
     if not ray.is_initialized():
-        starting.start_ray(app)
+        starting.start_ray(starting.cpus_needed(app))
         end.callback(ray.shutdown)
     if not starting.serve_is_running():
         end.callback(serve.shutdown)

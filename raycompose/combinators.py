@@ -92,12 +92,16 @@ def when(
         CompositionError: The predicate is not callable, or a target is not a stage.
     """
     if not callable(predicate):
-        raise CompositionError(f"rc.when(): predicate is a function of the value, got {predicate!r}")
+        raise CompositionError(
+            f"rc.when(): predicate is a function of the value, got {predicate!r}"
+        )
     branches = _branches("when", (then, otherwise))
     return Pipeline(Switch("when", branches, Truth(predicate), (True, False)))
 
 
-def split(*shares: tuple[Any, float], key: Callable[[Any], Any] | None = None) -> Pipeline[Any, Any]:
+def split(
+    *shares: tuple[Any, float], key: Callable[[Any], Any] | None = None
+) -> Pipeline[Any, Any]:
     """Return the pipeline that runs one target, chosen by weight: A/B tests and canaries.
 
     Args:
@@ -110,8 +114,7 @@ def split(*shares: tuple[Any, float], key: Callable[[Any], Any] | None = None) -
     """
     if not shares or not all(isinstance(s, tuple) and len(s) == 2 for s in shares):
         raise CompositionError(
-            "rc.split() takes (target, percent) pairs: rc.split((a, 90), (b, 10)); "
-            f"got {shares!r}"
+            f"rc.split() takes (target, percent) pairs: rc.split((a, 90), (b, 10)); got {shares!r}"
         )
     if key is not None and not callable(key):
         raise CompositionError(f"rc.split(): key is a function of the value, got {key!r}")

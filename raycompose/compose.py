@@ -284,9 +284,7 @@ def _stage(
     return Stage(label, made, replace(signature, **changes))
 
 
-def _target(
-    target: Any, method: str
-) -> tuple[Target, Callable[[], Signature] | None, str]:
+def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
     """The target that a stage calls, how to read its signature, and what it calls itself."""
     if isinstance(target, Deployment):
         target = target.bind()
@@ -303,12 +301,12 @@ def _target(
         return Task(target), None, _serve.actor_method_name(target)
     if callable(target) and not inspect.isclass(target):
         return Inline(target), lambda: describe(target), _function_name(target)
-    raise CompositionError(f"not a stage: got {_described(target)}. Accepted: {ACCEPTED}.{_hint(target)}")
+    raise CompositionError(
+        f"not a stage: got {_described(target)}. Accepted: {ACCEPTED}.{_hint(target)}"
+    )
 
 
-def _deployed(
-    app: Application, method: str
-) -> tuple[Target, Callable[[], Signature] | None, str]:
+def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
     deployment = _serve.deployment_of(app)
     definition, name = deployment.func_or_class, deployment.name
     target = Deployed(app, method)

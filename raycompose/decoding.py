@@ -13,7 +13,7 @@ from starlette.requests import Request as StarletteRequest
 from raycompose.errors import HTTPError
 from raycompose.request import Request
 from raycompose.runner import Arguments
-from raycompose.signatures import UNKNOWN, Signature
+from raycompose.signatures import SCALARS, UNKNOWN, Signature
 
 _NOTHING = object()
 
@@ -73,9 +73,8 @@ class Decoder:
         assert self.signature is not None
         if self.signature.takes_several:
             return True
-        # f(n: int) and {"n": 3}: no object is an int, so it can only be meant by name.
         only = self.signature.parameters[:1]
-        return bool(only) and set(value) == {only[0].name} and _is_scalar(only[0].annotation)
+        return bool(only) and set(value) == {only[0].name} and only[0].annotation in SCALARS
 
     def _spread(self, value: dict[str, Any]) -> Arguments:
         assert self.signature is not None
@@ -126,10 +125,6 @@ def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any] | None:
 def _required(parameter: Any) -> bool:
     variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     return parameter.default is parameter.empty and not variadic
-
-
-def _is_scalar(annotation: Any) -> bool:
-    return annotation in (int, float, str, bool, bytes)
 
 
 def _decode(request: StarletteRequest, body: bytes) -> Any:

@@ -95,7 +95,10 @@ def front_options(
         actor_options = _actor_options(inside, given.get("ray_actor_options") or {})
         merged["ray_actor_options"] = actor_options
     elif "ray_actor_options" in given:
-        merged["ray_actor_options"] = {**defaults["ray_actor_options"], **given["ray_actor_options"]}
+        merged["ray_actor_options"] = {
+            **defaults["ray_actor_options"],
+            **given["ray_actor_options"],
+        }
     return merged
 
 
@@ -119,10 +122,7 @@ def _merged(inside: Mapping[str, Host], given: Mapping[str, Any]) -> Iterator[tu
 
 
 def _actor_options(inside: Mapping[str, Host], given: Mapping[str, Any]) -> dict[str, Any]:
-    asked = {
-        name: dict(host.deployment.ray_actor_options or {})
-        for name, host in inside.items()
-    }
+    asked = {name: dict(host.deployment.ray_actor_options or {}) for name, host in inside.items()}
     merged: dict[str, Any] = {"num_cpus": max(o.pop("num_cpus", 1) for o in asked.values())}
     for key in ("num_gpus", "memory"):
         amounts = [amount for o in asked.values() if (amount := o.pop(key, None))]

@@ -149,7 +149,9 @@ def _status(error: Exception) -> tuple[int, Any]:
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, BackPressureError):
         return {"retry-after": str(max(1, round(error.retry_after_s or 1)))}
-    headers = getattr(error, "headers", None) if isinstance(error, HTTPError | HTTPException) else {}
+    headers = (
+        getattr(error, "headers", None) if isinstance(error, HTTPError | HTTPException) else {}
+    )
     return {k: re.sub(r"[\r\n\0]", " ", str(v)) for k, v in (headers or {}).items()}
 
 

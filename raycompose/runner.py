@@ -57,7 +57,6 @@ class Context:
         finally:
             self.timings_s[stage] = self.timings_s.get(stage, 0.0) + time.perf_counter() - started
 
-
     def __reduce__(self) -> tuple[Any, ...]:
         sent = (self.pipeline, self.request_id, self.multiplexed_model_id, self.scope)
         return Context, sent

@@ -20,6 +20,9 @@ from raycompose.streams import Stream
 PassBy = Literal["value", "reference", "stream", "request"]
 PASS_BY: tuple[PassBy, ...] = typing.get_args(PassBy)
 
+SCALARS = (str, int, float, bool, bytes)
+"""Types that no JSON object is: ``f(n: int)`` given ``{"n": 3}`` can only mean ``f(n=3)``."""
+
 UNKNOWN = inspect.Parameter.empty
 _ITERATORS = (
     collections.abc.AsyncIterator,

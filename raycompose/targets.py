@@ -85,9 +85,7 @@ class Deployed(Target):
         ctx.on_failure(response.cancel)
         return await _serve.object_ref(response)
 
-    async def stream(
-        self, args: Args, kwargs: Kwargs, ctx: Context
-    ) -> AsyncGenerator[Any, None]:
+    async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         response = _multiplexed(self._streaming, ctx).remote(*args, **kwargs)
         try:
             async for item in response:
@@ -143,9 +141,7 @@ class Hosted(Target):
             function = self.host.method(self.method)
             return await call_function(function, args, kwargs, on_loop=is_async(function))
 
-    async def stream(
-        self, args: Args, kwargs: Kwargs, ctx: Context
-    ) -> AsyncGenerator[Any, None]:
+    async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         async with self.host.slot():
             function = self.host.method(self.method)
             items = iterate_function(function, args, kwargs, on_loop=is_async(function))
@@ -182,9 +178,7 @@ class Task(Target):
         except RayTaskError as error:
             raise _serve.unwrap(error) from error
 
-    async def stream(
-        self, args: Args, kwargs: Kwargs, ctx: Context
-    ) -> AsyncGenerator[Any, None]:
+    async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         refs = self.function.remote(*args, **kwargs)
         try:
             async for ref in refs:

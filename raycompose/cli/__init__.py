@@ -1,5 +1,9 @@
-"""The command line."""
+"""The command line: ``raycompose run hello:app``.
 
+Installed as a package of its own, ``raycompose_cli``, so that ``--help`` answers without
+importing Ray, which importing ``raycompose`` does.
+"""
 
-def main() -> None:
-    """Run the command line."""
+from raycompose_cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,114 @@
+"""Import paths: ``module:attribute`` to the object, or one line that says what is wrong."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+class Problem(Exception):
+    """Something that the user can put right. Its text is all that is shown.
+
+    Args:
+        message: What is wrong and what to do.
+        status: The command's exit status: 1 for a failure, 2 for wrong usage.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message, status)
+        self.message = message
+        self.status = status
+
+
+def split(path: str) -> tuple[str, str]:
+    """Return the module and the attribute that an import path names.
+
+    >>> split("pkg.hello:app"), split("pkg.hello.app")
+    (('pkg.hello', 'app'), ('pkg.hello', 'app'))
+    """
+    module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    parts = [*module.split("."), *attribute.split(".")]
+    if not all(part.isidentifier() for part in parts):
+        raise Problem(f"{path!r} is not MODULE:ATTRIBUTE, as in hello:app (nor a file)", status=2)
+    return module, attribute
+
+
+def load(path: str, app_dir: str) -> Any:
+    """Import the object that an import path names.
+
+    Raises:
+        Problem: There is no such module or attribute, or the module fails while importing.
+    """
+    module_name, attribute = split(path)
+    _find(module_name, app_dir)
+    try:
+        found = importlib.import_module(module_name)
+    except Exception as error:
+        raise Problem(_import_failure(module_name, error)) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise Problem(
+                f"module {module_name!r} has no attribute {attribute!r}; it has "
+                f"{', '.join(_candidates(found)) or 'no applications'}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def deploys_itself(path: str, app_dir: str) -> bool:
+    """Tell whether importing the module calls ``serve.run``, from its source alone."""
+    module_name, _ = split(path)
+    origin = _find(module_name, app_dir)
+    if origin is None or not origin.endswith(".py"):
+        return False
+    try:
+        tree = ast.parse(Path(origin).read_bytes())
+    except SyntaxError:  # importing it says where
+        return False
+    calls = [
+        ast.unparse(node.func)
+        for statement in tree.body
+        if isinstance(statement, ast.Expr | ast.Assign | ast.AnnAssign | ast.With)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call)
+    ]
+    return "serve.run" in calls and "ray.init" not in calls
+
+
+def _find(module_name: str, app_dir: str) -> str | None:
+    """The module's file; raises when there is no such module."""
+    if app_dir not in sys.path:
+        sys.path.insert(0, app_dir)
+    parts = module_name.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        try:
+            spec = importlib.util.find_spec(name)
+        except Exception as error:  # a parent package fails while importing
+            raise Problem(_import_failure(name, error)) from error
+        if spec is None:
+            here = sorted(p.stem for p in Path(app_dir).glob("*.py"))
+            raise Problem(
+                f"there is no module {name!r} in {Path(app_dir).resolve()} (--app-dir), "
+                f"nor installed; modules there: {', '.join(here) or 'none'}"
+            )
+    return spec.origin if spec else None
+
+
+def _import_failure(module_name: str, error: Exception) -> str:
+    """The user's part of a traceback, under a line that says what it is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    lines = "".join(traceback.format_list(theirs)) + "".join(
+        traceback.format_exception_only(error)
+    )
+    return f"module {module_name!r} was found, but fails while importing:\n{lines.rstrip()}"
+
+
+def _candidates(module: Any) -> list[str]:
+    from ray.serve import Application
+
+    return [name for name, value in vars(module).items() if isinstance(value, Application)]
