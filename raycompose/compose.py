@@ -72,7 +72,7 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         Raises:
             CompositionError: ``target`` is not a stage, or does not fit behind this pipeline.
         """
-        return pipeline(self, stage(target, **options))
+        return pipeline(self, stage(target, **options) if options else target)
 
     def __or__(self, target: Any) -> "Pipeline[In, Any]":
         return pipeline(self, target)
@@ -186,7 +186,10 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]:
         raise CompositionError("rc.pipeline() needs at least one stage; it takes " + ACCEPTED)
     steps: list[Node] = []
     for position, target in enumerate(targets):
-        made = target if isinstance(target, Pipeline) else stage(target)
+        try:
+            made = stage(target)
+        except CompositionError as error:
+            raise CompositionError(f"stage {position + 1}: {error}") from error
         if position and made._options:
             raise CompositionError(
                 f"{made!r} has options of a front deployment of its own ({', '.join(made._options)})"

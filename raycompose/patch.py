@@ -11,7 +11,7 @@ from raycompose.errors import RayComposeError
 
 def then(self: Application, target: Any, **options: Any) -> Pipeline[Any, Any]:
     """Return this application followed by ``target``, as one pipeline; see ``Pipeline.then``."""
-    return pipeline(self, stage(target, **options))
+    return pipeline(self, stage(target, **options) if options else target)
 
 
 def _or(self: Application, target: Any) -> Pipeline[Any, Any]:

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -100,12 +101,16 @@ def _find(module_name: str, app_dir: str) -> str | None:
 
 def _import_failure(module_name: str, error: Exception) -> str:
     """The user's part of a traceback, under a line that says what it is."""
+    from raycompose import CompositionError
+
+    ours = (str(Path(__file__).parents[1]), os.path.dirname(importlib.__file__), "<frozen importlib")
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
-    lines = "".join(traceback.format_list(theirs)) + "".join(
-        traceback.format_exception_only(error)
-    )
-    return f"module {module_name!r} was found, but fails while importing:\n{lines.rstrip()}"
+    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+    if isinstance(error, CompositionError):
+        where = f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else module_name
+        return f"{where}: {error}"
+    lines = [*traceback.format_list(theirs), *traceback.format_exception_only(error)]
+    return f"module {module_name!r} was found, but fails while importing:\n{''.join(lines).rstrip()}"
 
 
 def _candidates(module: Any) -> list[str]:

@@ -59,7 +59,6 @@ class Options:
 
 def serve_run(options: Options) -> int:
     """Run until Ctrl-C and return the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl-C does
     with contextlib.ExitStack() as ending:
         try:
             _serve_run(options, ending)
@@ -71,7 +70,8 @@ def serve_run(options: Options) -> int:
             typer.secho(f"Error: {problem.message}", fg="red", err=True)
             return problem.status
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: let it end cleanly
+            for end in (signal.SIGINT, signal.SIGTERM):  # once is enough: let it end cleanly
+                signal.signal(end, signal.SIG_IGN)
             typer.echo("\nShutting down.")
     return 0
 
@@ -91,6 +91,8 @@ def _serve_run(options: Options, ending: contextlib.ExitStack) -> None:
     cpus = sum(starting.cpus_needed(app, overrides) for app, overrides in apps.values())
     if not ray.is_initialized():
         _start(options, cpus, ending)
+    # `kill` ends it as Ctrl-C does; ray.init has set a handler of its own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     watch = Watch(tuple(apps), options.timeout_s, lambda: announce(options, apps))
     with watch:
         try:
@@ -146,6 +148,9 @@ def _start(options: Options, cpus: int, ending: contextlib.ExitStack) -> None:
 
     from raycompose import starting
 
+    # Where Serve imports a config's applications it looks at PYTHONPATH, not at our sys.path.
+    path = [str(Path(options.app_dir).resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
     starting.start_ray(cpus, options.address, namespace="serve")
     ending.callback(ray.shutdown)
     if starting.serve_is_running():  # somebody else's: end what is ours alone

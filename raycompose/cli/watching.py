@@ -110,9 +110,13 @@ def _waiting(app: Any) -> str:
 
 
 def _why(app: Any) -> str:
-    """The reason that Ray gives for a failed deployment, its traceback's last line first."""
+    """The reason that Ray gives for a failure, without the traceback that its log has."""
     for name, deployment in app.deployments.items():
         if "FAILED" in deployment.status or deployment.status == "UNHEALTHY":
-            lines = [line for line in deployment.message.strip().splitlines() if line.strip()]
-            return f"deployment {name!r} failed: {lines[-1].strip() if lines else 'no reason given'}"
-    return f"the application failed: {app.message}"
+            return f"deployment {name!r} failed: {_last_line(deployment.message)}"
+    return f"the application failed: {_last_line(app.message)}"
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "Ray gives no reason"

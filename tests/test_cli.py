@@ -1,0 +1,172 @@
+"""The command line, as a user runs it: real processes, real HTTP, real signals."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from conftest import free_port
+
+COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
+APPS = Path(__file__).parent / "apps"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SEEDS = Path(__file__).parent / "seeds"
+START_S = 90
+
+
+class Run:
+    """A running ``raycompose run`` and what it has printed."""
+
+    def __init__(self, *arguments: str, log: Path) -> None:
+        self.port = free_port()
+        self.log = log
+        command = [*COMMAND, *arguments, "--port", str(self.port)]
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def until_up(self) -> "Run":
+        deadline = time.monotonic() + START_S
+        while "is up" not in self.output:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+        return self
+
+    def interrupt(self, how: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(START_S)
+
+
+@contextlib.contextmanager
+def running(*arguments: str, log: Path) -> Iterator[Run]:
+    run = Run(*arguments, log=log)
+    try:
+        yield run.until_up()
+    finally:
+        if run.process.poll() is None:
+            run.interrupt()
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    """The exit status and standard error of a run that does not start."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=START_S)
+    return done.returncode, done.stderr
+
+
+def test_hello_is_served_called_by_the_curl_line_shown_and_ended_by_ctrl_c(tmp_path: Path) -> None:
+    """The line that the banner shows works when pasted, and Ctrl-C leaves no process behind."""
+    with running("hello:app", "--app-dir", str(EXAMPLES), log=tmp_path / "log") as run:
+        answer = requests.post(f"http://127.0.0.1:{run.port}/", data='{"data": "hello world"}')
+        assert answer.text == "Final output: Inferred result: HELLO WORLD"
+        line = next(line for line in run.output.splitlines() if line.strip().startswith("curl "))
+        pasted = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
+        assert pasted.stdout == "Final output: Inferred result: HELLO WORLD"
+        family = psutil.Process(run.process.pid).children(recursive=True)
+        assert family, "Ray's processes are the command's children"
+        assert run.interrupt() == 0, run.output
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        assert "Traceback" not in run.output
+
+
+def test_an_app_builder_gets_its_arguments_and_cpus_for_all_its_replicas(tmp_path: Path) -> None:
+    """Four deployments of a CPU each start on any machine; SIGTERM ends it as Ctrl-C does."""
+    arguments = ("four:build", "text=<", "--app-dir", str(APPS), "--route-prefix", "/four")
+    with running(*arguments, "--name", "quartet", log=tmp_path / "log") as run:
+        url = f"http://127.0.0.1:{run.port}/four"
+        assert requests.post(url, json="x").text == "<<<<x"
+        assert f"{url}/" in run.output
+        assert run.interrupt(signal.SIGTERM) == 0, run.output
+
+
+def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(tmp_path: Path) -> None:
+    """Ray exits with status 0 when a constructor raises; we exit with 1 and name the deployment."""
+    run = Run("broken:app", "--app-dir", str(APPS), log=tmp_path / "log")
+    assert run.process.wait(START_S) == 1, run.output
+    last = run.output.strip().splitlines()[-1]
+    assert "Error: deployment 'Broken' failed" in run.output, run.output
+    assert "weights.bin is missing" in run.output, last
+
+
+def test_a_module_that_deploys_itself_runs_as_it_is(tmp_path: Path) -> None:
+    """The second seed's file, which calls serve.run and never imports raycompose, works with --port."""
+    source = (SEEDS / "then_pipeline.py").read_text()
+    bare = re.sub(r"^import raycompose.*\n", "", source, flags=re.MULTILINE)
+    assert "raycompose" not in bare.replace("# ", "")
+    (tmp_path / "seed.py").write_text(bare)
+    with running("seed:app", "--app-dir", str(tmp_path), log=tmp_path / "log") as run:
+        answer = requests.post(f"http://127.0.0.1:{run.port}/", json={"data": "hello world"})
+        assert answer.text == "Final output: Inferred result: HELLO WORLD"
+
+
+def test_a_config_file_runs_with_what_it_overrides(tmp_path: Path) -> None:
+    """`serve build` writes a config; changed, `raycompose run` runs it."""
+    config = tmp_path / "config.yaml"
+    serve = str(Path(sys.executable).with_name("serve"))
+    build = [serve, "build", "four:app", "--app-dir", str(APPS), "--output-path", str(config)]
+    subprocess.run(build, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(APPS)})
+    text = config.read_text()
+    changed = text.replace("- name: Prefix_3", "- name: Prefix_3\n    num_replicas: 2", 1)
+    assert changed != text
+    config.write_text(changed)
+    with running(str(config), "--app-dir", str(APPS), log=tmp_path / "log") as run:
+        assert requests.post(f"http://127.0.0.1:{run.port}/", json="x").text == ">>>>x"
+        assert "Prefix_3: 2 replicas up" in run.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["helo:app"], 1, r"there is no module 'helo' in .*apps .*modules there: broken, fail"),
+        (["four:ap"], 1, r"module 'four' has no attribute 'ap'; it has app"),
+        (["failing_import:app"], 1, r"was found, but fails while importing"),
+        (["wrong_graph:app"], 1, r"stage 2: not a stage: got 42 \(int\)"),
+        (["four:app", "text=x"], 1, r"four:app: Arguments can only be passed to an"),
+        (["four:build", "text"], 2, r"'text' is not KEY=VALUE"),
+        (["four"], 2, r"'four' is not MODULE:ATTRIBUTE, as in hello:app"),
+    ],
+)
+def test_what_cannot_run_is_one_clear_line(
+    arguments: list[str], status: int, message: str
+) -> None:
+    """No traceback for what the user mistyped; their own code's line where their code fails."""
+    returned, text = refused(*arguments, "--app-dir", str(APPS))
+    assert returned == status, text
+    assert re.search(message, text), text
+    theirs = "fails while importing" in text
+    assert ("a_package_that_is_not_installed" in text) == (arguments == ["failing_import:app"])
+    assert len(text.strip().splitlines()) == 1 or theirs, text
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    """Rather than time out behind a proxy that cannot listen."""
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        returned, text = refused("four:app", "--app-dir", str(APPS), "--port", port)
+    assert returned == 1
+    assert f"port {port} is in use: choose another with --port" in text
+
+
+def test_help_does_not_import_ray() -> None:
+    """So that it answers at once."""
+    code = "import sys, raycompose_cli; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
