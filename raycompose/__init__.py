@@ -23,7 +23,18 @@ from raycompose.errors import (
 )
 from raycompose.limits import Retry
 from raycompose.patch import install
-from raycompose.references import Ref
+from raycompose.references import (
+    Ref,
+    by_ref,
+    by_ref_sync,
+    from_object_ref,
+    resolve,
+    resolve_sync,
+    to_object_ref,
+    to_object_ref_gen,
+    to_object_ref_gen_sync,
+    to_object_ref_sync,
+)
 from raycompose.request import Request
 from raycompose.streams import Stream
 
@@ -45,19 +56,28 @@ __all__ = [
     "StageTimeoutError",
     "Stream",
     "__version__",
+    "by_ref",
+    "by_ref_sync",
     "collect",
     "connect",
     "each",
     "failed_stage",
     "fallback",
+    "from_object_ref",
     "local",
     "parallel",
     "passthrough",
     "pipeline",
+    "resolve",
+    "resolve_sync",
     "run",
     "shadow",
     "split",
     "stage",
     "switch",
+    "to_object_ref",
+    "to_object_ref_gen",
+    "to_object_ref_gen_sync",
+    "to_object_ref_sync",
     "when",
 ]

@@ -4,7 +4,6 @@ Each name used here is pinned by a test in tests/test_serve_seam.py, so that a R
 changes one is noticed.
 """
 
-import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -107,18 +106,30 @@ def actor_method_name(method: Any) -> str:
 
 
 async def object_ref(response: Any) -> Any:
-    """Return the ``ObjectRef`` of a ``DeploymentResponse``, or in local testing mode its future."""
+    """Return the ``ObjectRef`` of a response; ``None`` by gRPC and in local testing mode."""
+    if not response.by_reference:
+        return None
     try:
         return await response._to_object_ref()
-    except RuntimeError:  # local testing mode has no object store
-        return asyncio.ensure_future(_result(response))
+    except RuntimeError as error:
+        if "local testing mode" in str(error):
+            return None
+        raise
 
 
-async def _result(response: Any) -> Any:
-    return await response
+async def object_ref_gen(response: Any) -> Any:
+    """Return the ``ObjectRefGenerator`` of a streaming response; ``None`` where there is none."""
+    if not response.by_reference:
+        return None
+    try:
+        return await response._to_object_ref_gen()
+    except RuntimeError as error:
+        if "local testing mode" in str(error):
+            return None
+        raise
 
 
-class LazyApplication(Application):
+class LazyApplication(Application):  # type: ignore[misc]  # Ray's types are not followed
     """An application whose deployment is bound when Ray first asks for it."""
 
     def __init__(self) -> None:
@@ -203,16 +214,13 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 __all__ = [
-    "Running",
-    "running",
-    "LazyApplication",
-    "actor_method_name",
-    "object_ref",
-    "setting",
     "DEFAULT_HTTP_HOST",
     "DEFAULT_HTTP_PORT",
     "DeploymentHandle",
+    "LazyApplication",
     "RequestContext",
+    "Running",
+    "actor_method_name",
     "autoscaling_config",
     "build",
     "call_builder",
@@ -221,8 +229,12 @@ __all__ = [
     "encode_body",
     "is_batched",
     "is_fastapi_ingress",
+    "object_ref",
+    "object_ref_gen",
     "placement_group",
     "request_context",
+    "running",
+    "setting",
     "task_function",
     "unwrap",
     "with_local_handles",

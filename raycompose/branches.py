@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from raycompose import metrics
-from raycompose.errors import NoMatchError, is_client_error, mark
-from raycompose.nodes import Node, gather
+from raycompose.errors import NoMatchError, add_note, is_client_error, mark
+from raycompose.nodes import Node, Stage, gather
 from raycompose.runner import Context, single
 from raycompose.streams import Stream
 
@@ -45,6 +45,21 @@ class _Branching(Node):
         """Return the node with other branches."""
         return dataclasses.replace(self, branches=children)
 
+    @property
+    def entries(self) -> tuple[Stage, ...]:
+        """The branches' entries: each branch gets the node's own input."""
+        return tuple(stage for branch in self.branches for stage in branch.entries)
+
+
+@dataclass(frozen=True)
+class _Choosing(_Branching):
+    """A node whose result is that of one of its branches."""
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The branches' exits."""
+        return tuple(stage for branch in self.branches for stage in branch.exits)
+
 
 @dataclass(frozen=True)
 class Parallel(_Branching):
@@ -64,7 +79,7 @@ class Parallel(_Branching):
 
 
 @dataclass(frozen=True)
-class Switch(_Branching):
+class Switch(_Choosing):
     """The branch that a key of the value names.
 
     Args:
@@ -130,11 +145,12 @@ class Truth:
     predicate: Callable[[Any], Any]
 
     def __call__(self, value: Any) -> bool:
+        """Whether the predicate holds of the value."""
         return bool(self.predicate(value))
 
 
 @dataclass(frozen=True)
-class Split(_Branching):
+class Split(_Choosing):
     """One branch, by chance or by a key.
 
     Args:
@@ -247,9 +263,14 @@ class Each(_Branching):
 
         return await gather(*(one(item) for item in items))
 
+    @property
+    def entries(self) -> tuple[Stage, ...]:
+        """None: the branch gets the items of the input."""
+        return ()
+
 
 @dataclass(frozen=True)
-class Fallback(_Branching):
+class Fallback(_Choosing):
     """The first branch that succeeds, the same input to each.
 
     Args:
@@ -271,8 +292,8 @@ class Fallback(_Branching):
                     raise
                 errors.append(error)
         first, *others = errors
-        notes = [f"fallback {self.name!r} also failed with {error!r}" for error in others]
-        first.__notes__ = [*getattr(first, "__notes__", ()), *notes]
+        for other in others:
+            add_note(first, f"fallback {self.name!r} also failed with {other!r}")
         raise first
 
 

@@ -20,7 +20,8 @@ from raycompose import _serve, portal, starting
 from raycompose.compose import Pipeline, pipeline
 from raycompose.errors import RayComposeError
 from raycompose.fusing import localised
-from raycompose.ingress import Ingress, Settings
+from raycompose.hosting import constructed
+from raycompose.ingress import Ingress
 
 
 class Client(ABC):
@@ -51,6 +52,15 @@ class Client(ABC):
     def url(self) -> str | None:
         """Where the pipeline answers HTTP, or ``None`` when it does not."""
         return None
+
+    @property
+    def asgi(self) -> ASGIApp:
+        """An ASGI app that answers HTTP as the deployed pipeline would; for ``TestClient``.
+
+        Raises:
+            RayComposeError: The client is not a local one: use ``url`` and an HTTP client.
+        """
+        raise RayComposeError("only rc.local(app) has an ASGI app: send requests to client.url")
 
     def call(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """Call the pipeline and block until its result is there.
@@ -263,7 +273,7 @@ def connect(name: str = "default") -> Client:
     return _Remote(serve.get_app_handle(name), name, lambda: None)
 
 
-def local(app: Application) -> "_Local":
+def local(app: Application) -> Client:
     """Run an application in this process, without a cluster: for unit tests and debuggers.
 
     Deployments are constructed here and now; values are not copied between stages.
@@ -275,8 +285,7 @@ def local(app: Application) -> "_Local":
 
 
 async def _open(app: Pipeline[Any, Any]) -> Ingress:
-    ingress = Ingress.__new__(Ingress)
-    await ingress.__init__(localised(app.root, "local"), app.settings)  # type: ignore[misc]
+    ingress: Ingress = await constructed(Ingress, localised(app.root, "local"), app.settings)
     return ingress
 
 
@@ -299,6 +308,3 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-
-
-__all__ = ["Client", "Settings", "connect", "local", "run"]

@@ -14,7 +14,7 @@ from raycompose.branches import (
     Switch,
     Truth,
 )
-from raycompose.compose import Pipeline, stage
+from raycompose.compose import Pipeline, check_takes_one, stage
 from raycompose.errors import CompositionError
 from raycompose.nodes import Node, Stage
 from raycompose.signatures import Signature
@@ -120,7 +120,7 @@ def split(
         raise CompositionError(f"rc.split(): key is a function of the value, got {key!r}")
     weights = tuple(weight for _, weight in shares)
     for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not weight > 0:
+        if not _is_number(weight) or not weight > 0:
             raise CompositionError(f"rc.split(): a weight is a number above 0, got {weight!r}")
     total = sum(weights)
     if abs(total - 100) > 1e-6:
@@ -144,7 +144,7 @@ def shadow(target: Any, percent: float = 100, max_in_flight: int = 16) -> Pipeli
     Raises:
         CompositionError: ``percent`` or ``max_in_flight`` is out of range.
     """
-    if isinstance(percent, bool) or not isinstance(percent, Real) or not 0 < percent <= 100:
+    if not _is_number(percent) or not 0 < percent <= 100:
         raise CompositionError(f"rc.shadow(): percent is above 0 and up to 100, got {percent!r}")
     _positive("rc.shadow()", "max_in_flight", max_in_flight)
     return Pipeline(Shadow("shadow", _branches("shadow", (target,)), percent, max_in_flight))
@@ -211,11 +211,13 @@ def _branches(node: str, targets: tuple[Any, ...]) -> tuple[Node, ...]:
             made = stage(target)
         except CompositionError as error:
             raise CompositionError(f"in rc.{node}(): {error}") from error
-        if made._options:  # noqa: SLF001  # our own class
+        if made.given:
             raise CompositionError(
                 f"in rc.{node}(): {made!r} has front options of its own; set .options(...) on the "
                 "whole pipeline"
             )
+        for entry in made.root.entries:
+            check_takes_one(entry)
         branches.append(made.root)
     return tuple(branches)
 
@@ -223,11 +225,15 @@ def _branches(node: str, targets: tuple[Any, ...]) -> tuple[Node, ...]:
 def _refuse_streams(node: str, branches: tuple[Node, ...]) -> None:
     for branch in branches:
         if branch.streams:
-            name = branch.label or (branch.last.label if branch.last else "branch")
+            name = branch.label or (branch.exits[0].label if branch.exits else "a branch")
             raise CompositionError(
                 f"rc.{node}(): {name!r} streams, and its items have no place in one result. "
                 "End the branch with rc.collect to put them in a list"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _positive(call: str, name: str, value: Any) -> None:

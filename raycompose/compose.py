@@ -58,7 +58,8 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
     def __init__(self, root: Node, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.root = named(root)
-        self._options = dict(options or {})
+        self.given = dict(options or {})
+        """The options that ``options()`` has set."""
 
     def then(self, target: Any, **options: Any) -> "Pipeline[In, Any]":
         """Return this pipeline followed by one more stage.
@@ -92,7 +93,7 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         Raises:
             CompositionError: There is no such option, or Ray refuses its value.
         """
-        changed = Pipeline[In, Out](self.root, {**self._options, **options})
+        changed = Pipeline[In, Out](self.root, {**self.given, **options})
         try:
             changed._front()
         except (TypeError, ValueError) as error:
@@ -115,7 +116,7 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
                 ``runtime_env``s, several autoscaled stages) and is not given by ``.options(...)``
                 is refused when the pipeline is deployed or checked.
         """
-        return Pipeline(fusing.fuse(self.root, names), self._options)
+        return Pipeline(fusing.fuse(self.root, names), self.given)
 
     def embed(self) -> "Embedded[In, Out]":
         """Return the pipeline as a callable for your own deployment: no extra replica, no hop.
@@ -130,15 +131,15 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         return _serve.deployment_of(self._front().bind(self.root, self.settings))
 
     def _front(self) -> Deployment:
-        given = {k: v for k, v in self._options.items() if k not in _SETTINGS}
+        given = {k: v for k, v in self.given.items() if k not in _SETTINGS}
         merged = fusing.front_options(self.root, _FRONT, given)
         return serve.deployment(Ingress).options(**merged)
 
     @property
     def settings(self) -> Settings:
         """The settings of the pipeline's edge, from ``options()``."""
-        given = {k: v for k, v in self._options.items() if k in _SETTINGS}
-        return Settings(pipeline=self._options.get("name", _FRONT["name"]), **given)
+        given = {k: v for k, v in self.given.items() if k in _SETTINGS}
+        return Settings(pipeline=self.given.get("name", _FRONT["name"]), **given)
 
     def __repr__(self) -> str:
         steps = self.root.steps if isinstance(self.root, Sequence) else (self.root,)
@@ -190,16 +191,16 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]:
             made = stage(target)
         except CompositionError as error:
             raise CompositionError(f"stage {position + 1}: {error}") from error
-        if position and made._options:
+        if position and made.given:
             raise CompositionError(
-                f"{made!r} has options of a front deployment of its own ({', '.join(made._options)})"
-                ", but becomes part of this pipeline: set .options(...) on the whole pipeline, "
-                "or on the deployments of its stages"
+                f"{made!r} has front options of its own ({', '.join(made.given)}), but becomes "
+                "part of this pipeline: set .options(...) on the whole pipeline, or on the "
+                "deployments of its stages"
             )
         steps += made.root.steps if isinstance(made.root, Sequence) else [made.root]
     for position in range(1, len(steps)):
         _check_fit(Sequence("", tuple(steps[:position])), steps[position])
-    options = targets[0]._options if isinstance(targets[0], Pipeline) else {}
+    options = targets[0].given if isinstance(targets[0], Pipeline) else {}
     return Pipeline(steps[0] if len(steps) == 1 else Sequence("", tuple(steps)), options)
 
 
@@ -244,7 +245,7 @@ def stage(
                 f"{target!r} is a pipeline: method=, pass_by= and stream= belong to its stages"
             )
         node = target.root
-        options = target._options
+        options = target.given
         if name is not None:
             node = replace(node, label=name) if isinstance(node, Stage) else node
     else:
@@ -298,7 +299,7 @@ def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] |
             f"method={method!r} belongs to a deployment, but got {_described(target)}"
         )
     if isinstance(target, ray.remote_function.RemoteFunction):
-        function = _serve.task_function(target)
+        function: Any = _serve.task_function(target)
         return Task(target), lambda: describe(function), function.__name__
     if isinstance(target, ray.actor.ActorMethod):
         return Task(target), None, _serve.actor_method_name(target)
@@ -339,23 +340,42 @@ def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signa
 
 
 def _check_fit(before: Sequence, after: Node) -> None:
-    """Refuse a node behind others when their annotations cannot fit."""
-    giver, taker = before.last, after.first
-    if giver is None or taker is None:
-        return
-    if taker.signature.takes == "stream" and not before.streams:
+    """Refuse a node behind others when what they give cannot be what it takes."""
+    for taker in after.entries:
+        check_takes_one(taker)
+        if taker.signature.takes == "stream" and before.exits and not before.streams:
+            raise CompositionError(
+                f"stage {taker.label!r} takes a stream, but {before.exits[0].label!r} does not "
+                "give one: yield the items in it, or take the value instead"
+            )
+        if taker.signature.takes == "request" or taker.takes_stream:
+            continue
+        for giver in before.exits:
+            given, wanted = giver.signature.returns, taker.signature.accepts
+            if not fits(given, wanted):
+                raise CompositionError(
+                    f"{giver.label!r} gives {type_name(given)}, but {taker.label!r} takes "
+                    f"{type_name(wanted)}: put a stage between them that converts one into the "
+                    "other, or correct the annotation"
+                )
+
+
+def check_takes_one(stage: Stage) -> None:
+    """Refuse a stage that cannot be called with one value, where it gets one value.
+
+    Raises:
+        CompositionError: It has no parameter for the value, or needs more than one.
+    """
+    needs = stage.signature.beyond_one
+    if needs is None:
         raise CompositionError(
-            f"stage {taker.label!r} takes a stream, but {giver.label!r} does not give one: "
-            "yield the items in it, or take the value instead"
+            f"stage {stage.label!r} takes no argument, but gets the value of what is before it: "
+            "give it a parameter"
         )
-    if taker.signature.takes == "request" or after.takes_stream:
-        return
-    given, wanted = giver.signature.returns, taker.signature.accepts
-    if not fits(given, wanted):
+    if needs:
         raise CompositionError(
-            f"{giver.label!r} gives {type_name(given)}, but {taker.label!r} takes "
-            f"{type_name(wanted)}: put a stage between them that converts one into the other, "
-            "or correct the annotation"
+            f"stage {stage.label!r} gets one value here, but also requires {', '.join(needs)}: "
+            "give those a default, bind them with functools.partial, or take one dict or tuple"
         )
 
 
@@ -374,6 +394,8 @@ def _described(target: Any) -> str:
 
 
 def _hint(target: Any) -> str:
+    if inspect.isclass(target) and target.__module__ == "builtins":
+        return f" Write a function: lambda value: {target.__name__}(value)."
     if inspect.isclass(target):
         return f" Decorate {target.__name__} with @serve.deployment and .bind() it."
     if inspect.iscoroutine(target):

@@ -135,7 +135,7 @@ def _decode(request: StarletteRequest, body: bytes) -> Any:
     if kind == "application/json" or kind.endswith("+json"):
         return _json(body)
     if kind == "application/x-www-form-urlencoded":  # what curl -d sends, whatever it sends
-        return _json_or(body, _form)
+        return _json_or(body, _form if b"=" in body else lambda b: _text(b, request))
     if kind.startswith("text/"):
         return _text(body, request)
     if not kind:

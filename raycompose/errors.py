@@ -101,10 +101,15 @@ def mark(error: BaseException, stage: str) -> None:
         return
     try:
         setattr(error, _STAGE, stage)
-        # PEP 678 by hand: BaseException.add_note is new in Python 3.11.
-        error.__notes__ = [*getattr(error, "__notes__", ()), f"raised in stage {stage!r}"]
+        add_note(error, f"raised in stage {stage!r}")
     except AttributeError:  # an exception with __slots__ keeps its type rather than our note
         return
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """``BaseException.add_note`` (PEP 678), which is new in Python 3.11."""
+    notes = [*getattr(error, "__notes__", ()), note]
+    error.__dict__["__notes__"] = notes
 
 
 def is_client_error(error: BaseException) -> bool:

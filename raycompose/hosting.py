@@ -48,9 +48,7 @@ class Host:
         if inspect.isclass(self.definition):
             definition = _serve.with_own_batch_queues(self.definition)
             args, kwargs = self.arguments
-            instance = definition.__new__(definition)
-            await _finish(instance.__init__(*args, **kwargs))
-            self._instance = instance
+            self._instance = await constructed(definition, *args, **kwargs)
         else:
             self._instance = self.definition
         if self.user_config is not None:
@@ -104,6 +102,13 @@ class Host:
         """
         runtime = {"_slots": None, "_queued": 0, "_instance": None, "_starting": None}
         return {**self.__dict__, **runtime}
+
+
+async def constructed(definition: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return an instance of a class whose ``__init__`` may be a coroutine, as Ray Serve allows."""
+    instance = definition.__new__(definition)
+    await _finish(instance.__init__(*args, **kwargs))
+    return instance
 
 
 async def _finish(result: Any) -> None:

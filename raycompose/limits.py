@@ -56,7 +56,7 @@ class Retry:
         """Seconds to wait before the next attempt; back-pressure names its own."""
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, BackPressureError) and error.retry_after_s is not None:
-            return error.retry_after_s
+            return float(error.retry_after_s)
         backoff = (
             tenacity.wait_random_exponential(multiplier=self.initial_s, max=self.max_s)
             if self.jitter

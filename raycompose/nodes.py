@@ -62,9 +62,14 @@ class Node:
         return None
 
     @property
-    def last(self) -> "Stage | None":
-        """The stage that the result comes from, if it is a single one."""
-        return None
+    def entries(self) -> tuple["Stage", ...]:
+        """The stages that the node gives its input to."""
+        return ()
+
+    @property
+    def exits(self) -> tuple["Stage", ...]:
+        """The stages that the node's result comes from, if it is one of theirs."""
+        return ()
 
     @property
     def streams(self) -> bool:
@@ -106,7 +111,13 @@ class Stage(Node):
             if self.signature.streams:
                 items = partial(self._items, args, kwargs, ctx)
                 return Stream(items, portable=self.target.portable)
-            return await self.target.call(args, kwargs, ctx)
+            try:
+                return await self.target.call(args, kwargs, ctx)
+            except Exception:
+                # The failure of an upstream that it was given by reference is the upstream's.
+                if isinstance(value, Ref) and (cause := await value.failed()) is not None:
+                    raise cause from None
+                raise
 
     async def refer(self, value: Any, ctx: Context) -> Any:
         """Start the target and give a ``Ref`` to its result, or a ``Stream``, without waiting."""
@@ -134,7 +145,7 @@ class Stage(Node):
         if takes == "request":
             return (Request.of(value, ctx.scope),), {}
         if takes == "reference":
-            ref = value if isinstance(value, Ref) else Ref.to(value, self.name)
+            ref = value if isinstance(value, Ref) else Ref.to(value)
             if self.target.remote:
                 ref = await ref.shared()
             return ([ref.item] if self.signature.wraps_ref else ref,), {}
@@ -151,9 +162,14 @@ class Stage(Node):
         return self
 
     @property
-    def last(self) -> "Stage":
+    def entries(self) -> tuple["Stage", ...]:
         """The stage itself."""
-        return self
+        return (self,)
+
+    @property
+    def exits(self) -> tuple["Stage", ...]:
+        """The stage itself."""
+        return (self,)
 
     @property
     def streams(self) -> bool:
@@ -161,7 +177,7 @@ class Stage(Node):
         return self.signature.streams
 
     @cached_property
-    def takes_stream(self) -> bool:  # type: ignore[override]  # cached: asked for at every request
+    def takes_stream(self) -> bool:
         """Whether the first parameter asks for a stream, or for an iterator."""
         return self.signature.takes == "stream" or takes_iterator(self.signature)
 
@@ -211,9 +227,14 @@ class Sequence(Node):
         return self.steps[0].first
 
     @property
-    def last(self) -> Stage | None:
-        """The last stage of the last step."""
-        return self.steps[-1].last
+    def entries(self) -> tuple[Stage, ...]:
+        """The first step's."""
+        return self.steps[0].entries
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The last step's."""
+        return self.steps[-1].exits
 
     @property
     def streams(self) -> bool:
@@ -265,9 +286,14 @@ class Limited(Node):
         return self.body.first
 
     @property
-    def last(self) -> Stage | None:
-        """The body's last stage."""
-        return self.body.last
+    def entries(self) -> tuple[Stage, ...]:
+        """The body's."""
+        return self.body.entries
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The body's."""
+        return self.body.exits
 
     @property
     def takes_stream(self) -> bool:
@@ -294,7 +320,7 @@ def stages(node: Node) -> Iterator[Stage]:
 
 def transform(node: N, change: Callable[[Node], Node]) -> N:
     """Return the graph with ``change`` applied to every node, outermost first."""
-    changed = cast(N, change(node))
+    changed = cast("N", change(node))
     if not changed.children:
         return changed
     return changed.with_children(tuple(transform(child, change) for child in changed.children))

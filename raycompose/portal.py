@@ -38,3 +38,8 @@ def wait(coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None
     except BaseException:
         future.cancel()
         raise
+
+
+def started(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Start a coroutine on the running loop, as a future that any loop and thread can wait for."""
+    return asyncio.run_coroutine_threadsafe(coroutine, asyncio.get_running_loop())

@@ -1,14 +1,21 @@
-"""References to results that may not exist yet."""
+"""References to results that may not exist yet, and conversions to and from Ray's ``ObjectRef``."""
 
 import asyncio
-from collections.abc import Generator
+import concurrent.futures
+import uuid
+import weakref
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
+from ray.exceptions import ObjectLostError, TaskCancelledError
+from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from raycompose import _serve, portal
-from raycompose.errors import RayComposeError, mark
+from raycompose.errors import RayComposeError, add_note, mark
+from raycompose.promises import promised
+from raycompose.structures import is_container, leaves, rebuilt
 
 T = TypeVar("T")
 
@@ -17,61 +24,82 @@ class Ref(Generic[T]):
     """A reference to the result of a stage that may still run.
 
     Annotate a stage's first parameter ``rc.Ref[T]`` and the stage starts before its upstream has
-    finished: it does its own preparation, then awaits the reference.
+    finished: it does its own preparation, then awaits the reference. It may be awaited as often
+    as you like, and passed on.
 
     Args:
         source: A Ray ``ObjectRef``, or where stages share a process, a future of the result.
         stage: The stage that produces the result, named in the error when it fails.
     """
 
-    def __init__(self, source: "ObjectRef[T] | asyncio.Future[T]", stage: str) -> None:
+    def __init__(
+        self, source: "ObjectRef[T] | concurrent.futures.Future[T]", stage: str | None = None
+    ) -> None:
         self._source = source
         self._stage = stage
 
     @classmethod
-    def to(cls, value: T, stage: str) -> "Ref[T]":
+    def to(cls, value: T) -> "Ref[T]":
         """Return a reference to a value that is there already."""
-        future = asyncio.get_running_loop().create_future()
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
         future.set_result(value)
-        return cls(future, stage)
+        return cls(future)
 
     async def shared(self) -> "Ref[T]":
         """Return a reference that other processes can use, waiting for the result if need be."""
-        if isinstance(self._source, asyncio.Future):
-            return Ref(ray.put(await self), self._stage)
-        return self
+        if isinstance(self._source, ObjectRef) or not ray.is_initialized():
+            return self
+        return Ref(ray.put(await self), self._stage)
+
+    async def failed(self) -> BaseException | None:
+        """Return the error of the stage behind the reference, if it has failed already."""
+        if isinstance(self._source, ObjectRef):
+            ready, _ = await asyncio.to_thread(ray.wait, [self._source], timeout=0)
+            if not ready:
+                return None
+        elif not self._source.done():
+            return None
+        try:
+            await self
+        except Exception as error:
+            return error
+        return None
 
     @property
     def item(self) -> Any:
         """What a stage that takes ``list[ObjectRef]`` finds in its list."""
-        return self if isinstance(self._source, asyncio.Future) else self._source
+        return self._source if isinstance(self._source, ObjectRef) else self
 
     @property
     def object_ref(self) -> "ObjectRef[T]":
         """The Ray ``ObjectRef``.
 
         Raises:
-            RayComposeError: The result is in this process (a fused or local stage made it).
+            RayComposeError: The result is in this process (a fused or local stage makes it).
         """
-        if isinstance(self._source, asyncio.Future):
-            raise RayComposeError(
-                f"the result of stage {self._stage!r} is in this process and has no ObjectRef: "
-                "await the reference instead"
-            )
-        return self._source
+        if isinstance(self._source, ObjectRef):
+            return self._source
+        raise RayComposeError(
+            f"{self!r} is in this process and has no ObjectRef: 'await' the reference instead"
+        )
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._value().__await__()
 
     async def _value(self) -> T:
-        source: Any = self._source
+        source = self._source
         try:
-            return await (asyncio.shield(source) if isinstance(source, asyncio.Future) else source)
+            if isinstance(source, ObjectRef):
+                value: T = await source
+                return value
+            return await asyncio.shield(asyncio.wrap_future(source))
         except Exception as error:
             raise self._explained(error) from error.__cause__
 
     def get(self, timeout_s: float | None = None) -> T:
         """Block until the result is there and return it; for ``def`` stages, which run in threads.
+
+        In plain Ray: ``ray.get(ref, timeout=timeout_s)``.
 
         Args:
             timeout_s: Seconds to wait at most; ``None``: as long as it takes.
@@ -80,29 +108,280 @@ class Ref(Generic[T]):
             RayComposeError: On an event loop, which waiting would block: ``await`` it there.
             TimeoutError: The result was not there in time.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RayComposeError("Ref.get() would block the event loop: use 'await ref' instead")
+        _refuse_on_loop("Ref.get()", "'await ref'")
         source = self._source
-        if isinstance(source, asyncio.Future):
-            waiting = asyncio.wait_for(self._value(), timeout_s)
-            return portal.wait(waiting, source.get_loop())
         try:
-            result: T = ray.get(source, timeout=timeout_s)
+            if isinstance(source, ObjectRef):
+                value: T = ray.get(source, timeout=timeout_s)
+                return value
+            return source.result(timeout_s)
+        except concurrent.futures.TimeoutError as error:
+            raise TimeoutError(f"{self!r} was not there within timeout_s={timeout_s}") from error
         except Exception as error:
             raise self._explained(error) from error.__cause__
-        return result
 
     def _explained(self, error: Exception) -> BaseException:
-        cause = _serve.unwrap(error)
-        mark(cause, self._stage)
+        cause = _advised(_serve.unwrap(error))
+        if self._stage is not None and not isinstance(error, TimeoutError):
+            mark(cause, self._stage)
         return cause
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_source": self.object_ref, "_stage": self._stage}
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self._source, ObjectRef):
+            return Ref, (self._source, self._stage)
+        # Ray's local testing mode pickles arguments, though they stay in this process.
+        key = uuid.uuid4().hex
+        _here[key] = self
+        return _found_here, (key,)
 
     def __repr__(self) -> str:
-        return f"Ref(of the result of {self._stage!r})"
+        return f"Ref(the result of {self._stage!r})" if self._stage else "Ref(a result)"
+
+
+_here: "weakref.WeakValueDictionary[str, Ref[Any]]" = weakref.WeakValueDictionary()
+
+
+def _found_here(key: str) -> Ref[Any]:
+    try:
+        return _here[key]
+    except KeyError:
+        raise RayComposeError(
+            "a reference to a result of another process arrived: it is held by a fused or local "
+            "stage there and has no ObjectRef"
+        ) from None
+
+
+class ObjectRefResponse(Generic[T]):
+    """An ``ObjectRef`` with the interface of a ``DeploymentResponse``; by ``from_object_ref``.
+
+    Args:
+        ref: The reference.
+    """
+
+    def __init__(self, ref: "ObjectRef[T]") -> None:
+        self.object_ref = ref
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return Ref(self.object_ref).__await__()
+
+    def result(self, *, timeout_s: float | None = None) -> T:
+        """Block until the result is there, as ``DeploymentResponse.result`` does.
+
+        Args:
+            timeout_s: Seconds to wait at most; ``None``: as long as it takes.
+        """
+        value: T = Ref(self.object_ref).get(timeout_s)
+        return value
+
+    def cancel(self) -> None:
+        """Cancel the task or actor call that produces the result; see ``ray.cancel``."""
+        ray.cancel(self.object_ref)
+
+
+async def by_ref(structure: Any) -> Any:
+    """Return the same structure with every ``DeploymentResponse`` in it as an ``ObjectRef``.
+
+    Gives back what Ray Serve removed, responses inside containers: ``handle.remote([response])``
+    raises, ``handle.remote(await rc.by_ref([response]))`` works, and the callee starts before the
+    response is there. In plain Ray Serve: ``[await response._to_object_ref()]``, which raises on
+    the gRPC transport and in local testing mode.
+
+    Returns as soon as the calls are assigned to replicas, not when they finish. In local testing
+    mode, without Ray, references are ``rc.Ref``s: ``await`` them just the same.
+
+    Args:
+        structure: A response, or lists, tuples, named tuples, dicts, sets and dataclass instances
+            with responses in them at any depth. Anything else in it is left alone.
+
+    Raises:
+        TypeError: A streaming response is in it, or it is no structure at all.
+    """
+    return await _converted(structure, "by_ref", _reference, DeploymentResponse)
+
+
+async def resolve(structure: Any) -> Any:
+    """Return the same structure with the value of every reference or response in it.
+
+    Fetches concurrently. In plain Ray: ``await asyncio.gather(*refs)``, by hand for the structure.
+
+    Args:
+        structure: As for ``by_ref``, with ``ObjectRef``s, ``rc.Ref``s and responses in it.
+
+    Raises:
+        TypeError: A streaming response is in it.
+        Exception: What the stage behind a reference raised; ``ObjectLostError`` when the node
+            that held the result is gone.
+    """
+    return await _converted(structure, "resolve", _value, *_REFERENCES)
+
+
+async def to_object_ref(response: Any) -> Any:
+    """Return the ``ObjectRef`` of a response: for a Ray task or actor, say.
+
+    Stands on ``DeploymentResponse._to_object_ref``, and works on the gRPC transport as well.
+
+    Args:
+        response: A ``DeploymentResponse``, or what ``from_object_ref`` gives.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(response, ObjectRefResponse | Ref):
+        return response.object_ref
+    if isinstance(response, ObjectRef):
+        return response
+    if not isinstance(response, DeploymentResponse):
+        raise _refused(response, "to_object_ref")
+    return await _reference(response)
+
+
+async def to_object_ref_gen(response: Any) -> Any:
+    """Return the ``ObjectRefGenerator`` of a streaming response, which gives an ``ObjectRef`` each.
+
+    Stands on ``DeploymentResponseGenerator._to_object_ref_gen``. On the gRPC transport and in
+    local testing mode, which have none, an object with the same two ways to iterate.
+
+    Args:
+        response: A ``DeploymentResponseGenerator``.
+
+    Raises:
+        TypeError: It is not a streaming response.
+    """
+    if not isinstance(response, DeploymentResponseGenerator):
+        raise TypeError(
+            f"to_object_ref_gen takes a streaming response, got {type(response).__name__}: "
+            "make the call with handle.options(stream=True), or use rc.to_object_ref"
+        )
+    found = await _serve.object_ref_gen(response)
+    return _Items(response) if found is None else found
+
+
+def from_object_ref(ref: "ObjectRef[T]") -> ObjectRefResponse[T]:
+    """Return an ``ObjectRef`` as something that is used as a ``DeploymentResponse`` is.
+
+    Args:
+        ref: The reference, of a Ray task or an actor call, say.
+
+    Raises:
+        TypeError: It is not an ``ObjectRef``.
+    """
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"from_object_ref takes a ray.ObjectRef, got {type(ref).__name__}")
+    return ObjectRefResponse(ref)
+
+
+def by_ref_sync(structure: Any) -> Any:
+    """``by_ref`` for code without an event loop: blocks until the calls are assigned."""
+    return _blocking(by_ref, structure)
+
+
+def resolve_sync(structure: Any) -> Any:
+    """``resolve`` for code without an event loop: blocks until all values are there."""
+    return _blocking(resolve, structure)
+
+
+def to_object_ref_sync(response: Any) -> Any:
+    """``to_object_ref`` for code without an event loop: blocks until the call is assigned."""
+    return _blocking(to_object_ref, response)
+
+
+def to_object_ref_gen_sync(response: Any) -> Any:
+    """``to_object_ref_gen`` for code without an event loop: blocks until the call is assigned."""
+    return _blocking(to_object_ref_gen, response)
+
+
+_REFERENCES = (ObjectRef, Ref, DeploymentResponse, ObjectRefResponse)
+
+
+async def _converted(structure: Any, call: str, convert: Callable[[Any], Any], *kinds: type) -> Any:
+    found = leaves(structure, (*kinds, DeploymentResponseGenerator))
+    for leaf in found:
+        if not isinstance(leaf, kinds):
+            raise _refused(leaf, call)
+    if not found and not is_container(structure):
+        raise _refused(structure, call)
+    results = await asyncio.gather(*(convert(leaf) for leaf in found))
+    return rebuilt(structure, dict(zip(map(id, found), results, strict=True)))
+
+
+async def _value(reference: Any) -> Any:
+    try:
+        return await reference
+    except Exception as error:
+        cause = _advised(_serve.unwrap(error))
+        if cause is error:
+            raise
+        raise cause from error
+
+
+async def _reference(response: Any) -> Any:
+    """A response's ``ObjectRef``, the same one each time; a ``Ref`` in local testing mode."""
+    known = _known.get(response)
+    if known is None:
+        known = await _serve.object_ref(response)
+        if known is None:
+            pending = portal.started(_value(response))
+            known = promised(pending) if ray.is_initialized() else Ref(pending)
+        _known[response] = known
+    return known
+
+
+_known: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
+"""What responses were converted to: a response by gRPC gives its result once."""
+
+
+class _Items:
+    """The references to a stream's items, for transports that have none: each as it comes."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        item = await anext(self._response)
+        return ray.put(item) if ray.is_initialized() else Ref.to(item)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._response:
+            yield ray.put(item) if ray.is_initialized() else Ref.to(item)
+
+
+def _refused(value: Any, call: str) -> TypeError:
+    if isinstance(value, DeploymentResponseGenerator):
+        advice = "a streaming response is iterated, or converted with rc.to_object_ref_gen"
+    else:
+        advice = (
+            "give it the response itself, before it is awaited, or a list, tuple, dict, set or "
+            "dataclass instance with responses in it"
+        )
+    return TypeError(f"rc.{call} got {type(value).__name__}: {advice}")
+
+
+_ADVICE: dict[type[Exception], str] = {
+    ObjectLostError: "the process that held the result is gone: run the stage again (retry=...)",
+    TaskCancelledError: "the call behind this reference was cancelled, so it has no result",
+}
+
+
+def _advised(error: BaseException) -> BaseException:
+    """The error with a note that says what to do, where Ray's message leaves that open."""
+    for kind, note in _ADVICE.items():
+        if isinstance(error, kind) and note not in getattr(error, "__notes__", ()):
+            add_note(error, note)
+    return error
+
+
+def _blocking(function: Callable[[Any], Any], argument: Any) -> Any:
+    name = function.__name__
+    _refuse_on_loop(f"rc.{name}_sync()", f"'await rc.{name}(...)'")
+    return portal.wait(function(argument))
+
+
+def _refuse_on_loop(call: str, instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RayComposeError(f"{call} would block the event loop: use {instead} instead")

@@ -47,7 +47,7 @@ class Request(starlette.requests.Request):
         return made
 
     def json(self) -> Any:
-        """Return the body's JSON, as it is and awaitable: ``json()`` or ``await json()``.
+        """Return the body's JSON, to be used as it is or awaited.
 
         Raises:
             json.JSONDecodeError: The body is not JSON.
@@ -80,7 +80,7 @@ _ABSENT = _Absent
 def _rebuild(scope: dict[str, Any], body: bytes, value: Any) -> Request:
     request = Request(scope, body)
     if value is not _ABSENT:
-        request._value = value
+        request.__dict__["_value"] = value
     return request
 
 
@@ -94,8 +94,8 @@ class _Now:
     plain: Any
 
     def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()  # __await__ must be a generator; this one does not wait
         return self.plain
-        yield  # makes this a generator, as __await__ must be
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _plain, (self.plain,)

@@ -1,12 +1,13 @@
 """What one request carries through the graph."""
 
-import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from raycompose import portal
 from raycompose.errors import mark
 
 
@@ -29,12 +30,11 @@ class Context:
     timings_s: dict[str, float] = field(default_factory=dict)
     _undo: list[Callable[[], Any]] = field(default_factory=list)
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Run a coroutine beside the request; it is cancelled when the request fails."""
-        task = asyncio.ensure_future(coroutine)
-        task.add_done_callback(_retrieve)
-        self.on_failure(task.cancel)
-        return task
+        future = portal.started(coroutine)
+        self.on_failure(future.cancel)
+        return future
 
     def on_failure(self, undo: Callable[[], Any]) -> None:
         """Have ``undo`` called when the request fails, to cancel what nothing awaits."""
@@ -60,12 +60,6 @@ class Context:
     def __reduce__(self) -> tuple[Any, ...]:
         sent = (self.pipeline, self.request_id, self.multiplexed_model_id, self.scope)
         return Context, sent
-
-
-def _retrieve(task: "asyncio.Task[Any]") -> None:
-    """Look at a task's exception, which whoever awaits its result sees; nobody may."""
-    if not task.cancelled():
-        task.exception()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,18 @@ class Signature:
             p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in self.parameters
         )
 
+    @property
+    def beyond_one(self) -> list[str] | None:
+        """What a call with one value would leave out; ``None`` when it has no room for the value."""
+        if not self.known:
+            return []
+        positional = [p for p in self.parameters if p.kind <= inspect.Parameter.VAR_POSITIONAL]
+        if not positional:
+            return None
+        rest = [p for p in self.parameters if p is not positional[0]]
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return [p.name for p in rest if p.default is p.empty and p.kind not in variadic]
+
 
 def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signature:
     """Read a callable's signature.
@@ -91,7 +103,8 @@ def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signat
     )
     returns = _resolve(signature.return_annotation, namespace)
     first = parameters[0] if parameters else None
-    takes, wraps_ref, accepts = _input(first) if first else ("value", False, UNKNOWN)
+    nothing: tuple[PassBy, bool, Any] = ("value", False, UNKNOWN)
+    takes, wraps_ref, accepts = _input(first) if first else nothing
     return Signature(
         parameters=parameters,
         known=True,
@@ -207,7 +220,7 @@ def _input(parameter: inspect.Parameter) -> tuple[PassBy, bool, Any]:
 
 
 def takes_iterator(signature: Signature) -> bool:
-    """Tell whether the first parameter is annotated with an iterator type: a stream if upstream is."""
+    """Tell whether the first parameter is annotated as an iterator: a stream, behind a stream."""
     return (typing.get_origin(signature.accepts) or signature.accepts) in _ITERATORS
 
 

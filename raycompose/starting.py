@@ -10,7 +10,6 @@ from ray.serve import Application
 
 from raycompose import _serve
 
-
 UNKNOWN_CPUS = 16
 """Logical CPUs for an application that is not known yet: enough for a few default replicas."""
 

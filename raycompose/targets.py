@@ -14,6 +14,7 @@ from anyio import to_thread
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 from ray.serve import Application
+from typing_extensions import override
 
 from raycompose import _serve
 from raycompose.hosting import Host
@@ -68,6 +69,7 @@ class Deployed(Target):
     def _streaming(self) -> Any:
         return self._handle.options(stream=True)
 
+    @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         response = _multiplexed(self._handle, ctx).remote(*args, **kwargs)
         try:
@@ -79,12 +81,15 @@ class Deployed(Target):
         except RayTaskError as error:
             raise _serve.unwrap(error) from error
 
+    @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
         handle = _multiplexed(self._handle, ctx).options(_by_reference=True)
         response = handle.remote(*args, **kwargs)
         ctx.on_failure(response.cancel)
-        return await _serve.object_ref(response)
+        ref = await _serve.object_ref(response)
+        return ctx.start(_result(response)) if ref is None else ref
 
+    @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         response = _multiplexed(self._streaming, ctx).remote(*args, **kwargs)
         try:
@@ -94,6 +99,10 @@ class Deployed(Target):
             raise _serve.unwrap(error) from error
         finally:
             response.cancel()
+
+
+async def _result(response: Any) -> Any:
+    return await response
 
 
 def _multiplexed(handle: Any, ctx: Context) -> Any:
@@ -116,9 +125,11 @@ class Inline(Target):
     def _on_loop(self) -> bool:
         return is_async(self.function)
 
+    @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         return await call_function(self.function, args, kwargs, on_loop=self._on_loop)
 
+    @override
     def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         return iterate_function(self.function, args, kwargs, on_loop=self._on_loop)
 
@@ -136,11 +147,13 @@ class Hosted(Target):
     host: Host
     method: str
 
+    @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         async with self.host.slot():
             function = self.host.method(self.method)
             return await call_function(function, args, kwargs, on_loop=is_async(function))
 
+    @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         async with self.host.slot():
             function = self.host.method(self.method)
@@ -161,6 +174,7 @@ class Task(Target):
     remote: ClassVar[bool] = True
     function: Any
 
+    @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
         ref = self.function.remote(*args, **kwargs)
         if isinstance(ref, list):  # num_returns=N: several results, so no one reference
@@ -168,6 +182,7 @@ class Task(Target):
         ctx.on_failure(partial(ray.cancel, ref))
         return ref
 
+    @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         ref = self.function.remote(*args, **kwargs)
         try:
@@ -178,6 +193,7 @@ class Task(Target):
         except RayTaskError as error:
             raise _serve.unwrap(error) from error
 
+    @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         refs = self.function.remote(*args, **kwargs)
         try:

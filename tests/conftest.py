@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -56,8 +57,8 @@ def deploy(cluster: None) -> Iterator[Deploy]:
         return clients[-1]
 
     yield deploy
-    for client in clients:
-        client.close()
+    with ThreadPoolExecutor() as pool:  # each waits for its replicas to stop
+        list(pool.map(rc.Client.close, clients))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,6 +4,6 @@ Installed as a package of its own, ``raycompose_cli``, so that ``--help`` answer
 importing Ray, which importing ``raycompose`` does.
 """
 
-from raycompose_cli.commands import main
+from .commands import main
 
 __all__ = ["main"]

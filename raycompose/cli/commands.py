@@ -47,9 +47,7 @@ def run(
     runtime_env: Annotated[
         str | None, typer.Option(help="YAML file with a Ray runtime_env for the replicas.")
     ] = None,
-    runtime_env_json: Annotated[
-        str | None, typer.Option(help="The same as JSON text.")
-    ] = None,
+    runtime_env_json: Annotated[str | None, typer.Option(help="The same as JSON text.")] = None,
     reload: Annotated[
         bool, typer.Option("--reload", "-r", help="Deploy again when files change.")
     ] = False,
@@ -65,7 +63,7 @@ def run(
     Starts Ray if none is running, with as many logical CPUs as the replicas ask for. Ctrl-C ends
     what it started. The exit status is 1 when the deployment fails, 2 for wrong usage.
     """
-    from raycompose_cli.running import Options, serve_run
+    from .running import Options, serve_run
 
     options = Options(
         target=target,

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.util
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -103,14 +102,17 @@ def _import_failure(module_name: str, error: Exception) -> str:
     """The user's part of a traceback, under a line that says what it is."""
     from raycompose import CompositionError
 
-    ours = (str(Path(__file__).parents[1]), os.path.dirname(importlib.__file__), "<frozen importlib")
+    machinery = str(Path(importlib.__file__).parent)
+    ours = (str(Path(__file__).parents[1]), machinery, "<frozen importlib")
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
     if isinstance(error, CompositionError):
         where = f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else module_name
         return f"{where}: {error}"
     lines = [*traceback.format_list(theirs), *traceback.format_exception_only(error)]
-    return f"module {module_name!r} was found, but fails while importing:\n{''.join(lines).rstrip()}"
+    return (
+        f"module {module_name!r} was found, but fails while importing:\n{''.join(lines).rstrip()}"
+    )
 
 
 def _candidates(module: Any) -> list[str]:

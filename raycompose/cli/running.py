@@ -13,8 +13,8 @@ import typer
 import yaml
 from click import ClickException
 
-from raycompose_cli.loading import Problem, deploys_itself, load
-from raycompose_cli.watching import Watch
+from .loading import Problem, deploys_itself, load
+from .watching import Watch
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Options:
             "--name": self.name,
             "--route-prefix": self.route_prefix,
         }
-        options = [word for key, value in given.items() if value is not None for word in (key, value)]
+        options = [
+            word for key, value in given.items() if value is not None for word in (key, value)
+        ]
         mode = ["--reload"] if self.reload else ["--non-blocking"]
         return [self.target, *self.arguments, *options, *mode]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from raycompose_cli.loading import Problem
+from .loading import Problem
 
 _POLL_S = 0.3
 _PATIENCE_S = 10.0

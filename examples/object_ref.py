@@ -1,0 +1,31 @@
+"""A deployment's result goes to a Ray task; it stays in the object store on the way.
+
+Run it:
+
+    raycompose run object_ref:app --app-dir examples
+    curl localhost:8000
+"""
+
+# mypy does not see what Ray's decorators add: .bind, .options, .remote.
+# mypy: disable-error-code="attr-defined, untyped-decorator"
+
+from typing import Any
+
+import ray
+from ray import serve
+
+import raycompose as rc
+
+
+@ray.remote
+def say_hi_task(inp: str) -> str:
+    return f"Ray task got message: '{inp}'"
+
+
+@serve.deployment
+class SayHi:
+    def __call__(self) -> str:
+        return "Hi from Serve deployment"
+
+
+app: rc.Pipeline[Any, str] = SayHi.bind().then(say_hi_task)

@@ -1,0 +1,733 @@
+"""Composing: what is a stage, what a graph looks like, and what is refused where it is written."""
+
+import asyncio
+import functools
+import pickle
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+import ray
+from fastapi import FastAPI
+from ray import ObjectRef, serve
+from ray.serve import Application
+
+import raycompose as rc
+from raycompose import _serve
+from raycompose.compose import stage_names
+
+EXPORTED = ["pipeline", "stage", "parallel", "switch", "when", "split", "shadow", "each", "fallback", "passthrough", "collect", "Pipeline", "Retry", "Ref", "Stream", "Request", "Client", "run", "connect", "local", "failed_stage", "RayComposeError", "CompositionError", "StageTimeoutError", "NoMatchError", "HTTPError", "__version__"]
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Model:
+    def __init__(self, bias: int = 1) -> None:
+        self.bias = bias
+
+    def __call__(self, x: int) -> int:
+        return x + self.bias
+
+    def double(self, x: int) -> int:
+        return 2 * x
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Silent:
+    """A deployment with no ``__call__``."""
+
+    def speak(self, x: int) -> int:
+        return x
+
+
+def _square(x: int) -> int:
+    return x * x
+
+
+square = serve.deployment(_square)
+
+
+def add(x: int, n: int = 1) -> int:
+    return x + n
+
+
+async def aadd(x: int) -> int:
+    return x + 1
+
+
+def counted(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+async def acounted(n: int) -> AsyncIterator[int]:
+    for i in range(n):
+        yield i
+
+
+class Adder:
+    """A callable object."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, x: int) -> int:
+        return x + self.n
+
+    def method(self, x: int) -> int:
+        return x + 10 * self.n
+
+
+class Undecorated:
+    def __call__(self, x: int) -> int:
+        return x
+
+
+def to_text(x: int) -> str:
+    return str(x)
+
+
+def total(xs: list[int]) -> int:
+    return sum(xs)
+
+
+def takes_bare_ref(x: ObjectRef) -> Any:
+    return x
+
+
+def deployments(app: Application) -> list[str]:
+    """Return the names of the deployments that Ray Serve would start."""
+    return [deployment.name for deployment in _serve.build(app, "x").deployments]
+
+
+def names(app: rc.Pipeline[Any, Any]) -> list[str]:
+    return stage_names(app.root)
+
+
+def refusal(compose: Callable[[], Any]) -> str:
+    """Return the message of the CompositionError that ``compose`` must raise."""
+    with pytest.raises(rc.CompositionError) as caught:
+        compose()
+    return str(caught.value)
+
+
+# One concept
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        rc.pipeline(add),
+        rc.pipeline(Model.bind()),
+        Model.bind().then(add),
+        Model.bind() | add,
+        rc.stage(add),
+        rc.parallel(add, aadd),
+        rc.passthrough,
+        rc.collect,
+        rc.pipeline(Model.bind(), add).options(name="Front"),
+        rc.pipeline(Model.bind(), add).fuse(),
+    ],
+)
+def test_a_pipeline_is_an_application(app: Any) -> None:
+    """Whatever composes gives a Pipeline, and a Pipeline is a serve.Application."""
+    assert isinstance(app, rc.Pipeline)
+    assert isinstance(app, serve.Application)
+
+
+def test_three_ways_to_write_the_same_graph() -> None:
+    """``.then``, ``|`` and ``rc.pipeline`` make the same graph."""
+    first, last = Model.bind(), Silent.bind()
+    by_then = first.then(add).then(last, method="speak")
+    by_or = first | add | rc.stage(last, method="speak")
+    by_function = rc.pipeline(first, add, rc.stage(last, method="speak"))
+    assert by_then.root == by_or.root == by_function.root
+    assert names(by_then) == ["Model", "add", "Silent"]
+
+
+def test_then_takes_the_options_of_stage() -> None:
+    """``app.then(target, **options)`` is ``rc.pipeline(app, rc.stage(target, **options))``."""
+    model = Model.bind()
+    options: Any = {"name": "twice", "method": "double", "timeout_s": 3.0, "retry": 2}
+    by_then = rc.pipeline(add).then(model, **options)
+    assert by_then.root == rc.pipeline(rc.pipeline(add), rc.stage(model, **options)).root
+
+
+def test_or_with_a_function_on_the_left() -> None:
+    """``function | pipeline`` composes too, as ``rc.pipeline(function, pipeline)``."""
+    app = to_text | rc.pipeline(len)
+    assert names(app) == ["to_text", "len"]
+    assert rc.local(app).call(1234) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda app: app.then(add),
+        lambda app: app | add,
+        lambda app: add | app,
+        lambda app: app.options(name="Other"),
+        lambda app: app.fuse(),
+        lambda app: rc.pipeline(app, add),
+        lambda app: rc.stage(app, name="inner", timeout_s=1),
+    ],
+    ids=["then", "or", "ror", "options", "fuse", "pipeline", "stage"],
+)
+def test_pipelines_are_immutable(change: Callable[[Any], Any]) -> None:
+    """Every method returns a new pipeline and leaves the old one as it was."""
+    app = rc.pipeline(Model.bind(), aadd)
+    root, shown, listed = app.root, repr(app), deployments(app)
+    changed = change(app)
+    assert changed is not app
+    assert (app.root, repr(app), deployments(app)) == (root, shown, listed)
+    assert (changed.root, changed._options) != (app.root, app._options)
+
+
+def test_two_continuations_of_one_pipeline_do_not_meet() -> None:
+    """Composing twice on one base gives two graphs that know nothing of each other."""
+    base = rc.pipeline(add)
+    left, right = base.then(aadd), base.then(to_text)
+    assert names(left) == ["add", "aadd"]
+    assert names(right) == ["add", "to_text"]
+
+
+# Names
+
+
+def test_stage_names_are_unique() -> None:
+    """Names come from the deployment or the function and are made unique: Model, Model_2."""
+    app = rc.pipeline(Model.bind(), Model.bind(), add, add, lambda x: x, lambda x: x)
+    assert names(app) == ["Model", "Model_2", "add", "add_2", "lambda", "lambda_2"]
+
+
+def test_a_unique_name_never_meets_one_that_was_given() -> None:
+    """A name that was given is not given again to a stage that would be renamed to it."""
+    app = rc.pipeline(rc.stage(add, name="Model_2"), Model.bind(), Model.bind())
+    assert len(set(names(app))) == 3
+    assert names(app)[:2] == ["Model_2", "Model"]
+
+
+def test_names_of_other_callables() -> None:
+    """A partial is named by its function, a callable object by its class, or by ``name=``."""
+    app = rc.pipeline(
+        functools.partial(add, n=2), Adder(1), Adder(1).method, rc.stage(add, name="plus")
+    )
+    assert names(app) == ["add", "Adder", "method", "plus"]
+
+
+def test_a_deployment_renamed_by_options_gives_its_name() -> None:
+    """``X.options(name=...)`` is the stage's name too."""
+    assert names(rc.pipeline(Model.options(name="Detector").bind(), add)) == ["Detector", "add"]
+
+
+def test_names_are_unique_in_branches_too() -> None:
+    """Stages in branches share the pipeline's names."""
+    app = rc.pipeline(add, rc.parallel(add, rc.when(bool, add)))
+    assert names(app) == ["add", "add_2", "add_3"]
+
+
+# Deployments
+
+
+def test_the_same_application_twice_is_one_deployment() -> None:
+    """The same Application object used twice in a graph is one deployment, two are two."""
+    model = Model.bind()
+    assert deployments(rc.pipeline(model, add, model)) == ["Model", "Pipeline"]
+    assert deployments(rc.pipeline(model, Model.bind())) == ["Model", "Model_1", "Pipeline"]
+
+
+def test_the_same_application_in_branches_is_one_deployment() -> None:
+    """One Application in several branches, or under several methods, is one deployment."""
+    model = Model.bind()
+    app = rc.parallel(a=model, b=rc.stage(model, method="double"), c=rc.pipeline(add, model))
+    assert deployments(app) == ["Model", "Pipeline"]
+
+
+def test_nested_pipelines_are_flattened() -> None:
+    """A pipeline in a pipeline is part of its graph: no extra deployment, no extra node."""
+    inner = rc.pipeline(Model.bind(), add)
+    app = rc.pipeline(rc.pipeline(inner, aadd), rc.pipeline(to_text))
+    assert deployments(app) == ["Model", "Pipeline"]
+    assert names(app) == ["Model", "add", "aadd", "to_text"]
+    assert len(app.root.children) == 4
+
+
+def test_nested_pipelines_in_branches_add_no_deployment() -> None:
+    """Pipelines as branches of combinators bring their stages' deployments and no others."""
+    a = rc.pipeline(Model.bind(), add)
+    b = rc.stage(rc.pipeline(Model.options(name="B").bind(), add), timeout_s=1)
+    app = rc.pipeline(rc.parallel(a, b), rc.each(rc.pipeline(Model.options(name="C").bind())))
+    assert sorted(deployments(app)) == ["B", "C", "Model", "Pipeline"]
+
+
+def test_a_deployment_keeps_its_own_configuration() -> None:
+    """A bound deployment is a stage untouched: its options and arguments are Ray's to read."""
+    model = Model.options(num_replicas=3, max_ongoing_requests=7).bind(5)
+    built = _serve.build(rc.pipeline(model, add), "x").deployments[0]
+    assert (built.name, built.num_replicas, built.max_ongoing_requests) == ("Model", 3, 7)
+    assert built.init_args == (5,)
+
+
+def test_the_front_deployment_does_not_throttle_its_stages() -> None:
+    """The deployment that fronts a pipeline asks for no CPU, and accepts many requests at once."""
+    front = _serve.build(rc.pipeline(Model.bind(), add), "x").deployments[-1]
+    assert front.name == "Pipeline"
+    assert front.ray_actor_options["num_cpus"] == 0
+    assert front.max_ongoing_requests >= 100
+
+
+def test_options_are_those_of_the_front_deployment() -> None:
+    """``.options`` sets the front deployment's options, and later ones win."""
+    app = rc.pipeline(Model.bind()).options(name="Front", num_replicas=2)
+    front = _serve.build(app.options(num_replicas=4), "x").deployments[-1]
+    assert (front.name, front.num_replicas) == ("Front", 4)
+    kept = _serve.build(app.then(add), "x").deployments[-1]
+    assert (kept.name, kept.num_replicas) == ("Front", 2)
+
+
+def test_a_pipeline_binds_into_another_deployment() -> None:
+    """A pipeline goes where any application goes: into another deployment's ``bind``."""
+    outer = Model.options(name="Outer").bind(rc.pipeline(Model.bind(), add))
+    assert deployments(outer) == ["Model", "Pipeline", "Outer"]
+
+
+# What a stage may be
+
+
+def test_a_deployment_that_is_not_bound_is_bound() -> None:
+    """``X`` is used as ``X.bind()``."""
+    assert deployments(rc.pipeline(Model, add)) == ["Model", "Pipeline"]
+    assert rc.local(rc.pipeline(Model, add)).call(1) == 3
+
+
+def test_a_deployment_of_a_function() -> None:
+    """A deployment made from a function is a stage like any other."""
+    assert rc.local(rc.pipeline(square.bind(), add)).call(3) == 10
+    assert names(rc.pipeline(square, square.bind())) == ["_square", "_square_2"]
+
+
+def test_method_chooses_the_deployments_method() -> None:
+    """``method=`` names the deployment's method that the stage calls."""
+    app = rc.pipeline(rc.stage(Model.bind(), method="double"), rc.stage(Silent, method="speak"))
+    assert rc.local(app).call(4) == 8
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (add, 4),
+        (aadd, 4),
+        (lambda x: x * 10, 30),
+        (functools.partial(add, n=5), 8),
+        (functools.partial(functools.partial(add), n=5), 8),
+        (Adder(2), 5),
+        (Adder(2).method, 23),
+        (abs, 3),
+    ],
+)
+def test_functions_of_every_kind_run_inline(target: Any, expected: int) -> None:
+    """Functions, async functions, lambdas, partials, methods, objects and builtins are stages."""
+    app = rc.pipeline(target)
+    assert rc.local(app).call(3) == expected
+    assert deployments(app) == ["Pipeline"]
+
+
+@pytest.mark.parametrize("target", [counted, acounted, functools.partial(counted)])
+def test_generators_stream(target: Any) -> None:
+    """A generator function is a stage that streams."""
+    assert list(rc.local(rc.pipeline(target)).stream(3)) == [0, 1, 2]
+
+
+def test_a_remote_function_runs_in_this_process_on_the_local_engine() -> None:
+    """A ``@ray.remote`` function is a stage, named by its function; locally it is called here."""
+    app = rc.pipeline(ray.remote(_square), add)
+    assert names(app) == ["_square", "add"]
+    assert rc.local(app).call(3) == 10
+
+
+def test_a_dict_is_a_parallel() -> None:
+    """A dict of targets is ``rc.parallel(**dict)``, in the order written."""
+    app = rc.pipeline(add, {"b": aadd, "a": Model.bind()})
+    assert list(rc.local(app).call(1).items()) == [("b", 3), ("a", 3)]
+    assert rc.stage({"b": aadd}).root == rc.parallel(b=aadd).root
+
+
+def test_arguments_reach_the_first_stage_unchanged() -> None:
+    """The call's positional and keyword arguments go to the first stage as they are."""
+    client = rc.local(rc.pipeline(add, aadd))
+    assert (client.call(1), client.call(1, 5), client.call(1, n=7), client.call(x=0)) == (
+        3,
+        7,
+        9,
+        2,
+    )
+
+
+def test_a_pipeline_shows_its_stages() -> None:
+    """The representation names the stages in order."""
+    assert repr(Model.bind().then(add).then(add)) == "Pipeline(Model | add | add_2)"
+
+
+# What is refused
+
+
+ACCEPTED = ("bind", "deployment", "function", "@ray.remote", "actor", "pipeline", "dict")
+
+
+@pytest.mark.parametrize(
+    ("target", "got"),
+    [
+        (42, "42 (int)"),
+        (None, "None (NoneType)"),
+        ("package.module:app", "'package.module:app' (str)"),
+        ([add], "(list)"),
+        (object(), "(object)"),
+    ],
+)
+@pytest.mark.parametrize(
+    "compose",
+    [
+        rc.stage,
+        rc.pipeline,
+        lambda target: rc.pipeline(add, target),
+        lambda target: rc.pipeline(add).then(target),
+        lambda target: Model.bind() | target,
+        lambda target: rc.parallel(add, target),
+        lambda target: rc.each(target),
+        lambda target: rc.stage({"a": target}),
+    ],
+    ids=["stage", "pipeline", "behind", "then", "or", "parallel", "each", "dict"],
+)
+def test_what_is_not_a_stage_is_refused(
+    compose: Callable[[Any], Any], target: Any, got: str
+) -> None:
+    """A target that is no stage is refused with what was got and all that is accepted."""
+    message = refusal(lambda: compose(target))
+    assert got in message
+    assert [word for word in ACCEPTED if word not in message] == []
+
+
+def test_a_class_is_told_how_to_become_a_deployment() -> None:
+    """A class without @serve.deployment is named, with the decorator that it needs."""
+    message = refusal(lambda: rc.pipeline(add, Undecorated))
+    assert "class Undecorated" in message
+    assert "@serve.deployment" in message
+    assert ".bind()" in message
+
+
+def test_a_string_is_told_to_give_the_object() -> None:
+    """An import path is refused with the advice to give the object."""
+    assert "object itself" in refusal(lambda: rc.stage("package:app"))
+
+
+def test_a_coroutine_is_told_to_give_the_function() -> None:
+    """A coroutine (an async function that was called) is refused with what to give instead."""
+    coroutine = aadd(1)
+    try:
+        message = refusal(lambda: rc.stage(coroutine))
+    finally:
+        coroutine.close()
+    assert "coroutine" in message
+    assert "function itself, without calling it" in message
+
+
+def test_an_actor_handle_is_told_to_give_a_method(cluster: None) -> None:
+    """An actor handle is refused with the advice to give one of its methods."""
+    actor = ray.remote(Adder).options(num_cpus=0).remote(1)
+    try:
+        message = refusal(lambda: rc.stage(actor))
+        assert "actor.method" in message
+        assert names(rc.pipeline(actor.method)) == ["method"]
+    finally:
+        ray.kill(actor)
+
+
+def test_an_actor_class_is_refused() -> None:
+    """A ``@ray.remote`` class is no stage: it must be instantiated, and a method given."""
+    message = refusal(lambda: rc.stage(ray.remote(Undecorated)))
+    assert "Undecorated" in message
+    assert "actor" in message
+
+
+@pytest.mark.parametrize("method", ["predict", "bias", "_missing"])
+def test_a_missing_method_is_refused_with_those_that_exist(method: str) -> None:
+    """A method that the deployment does not have is named, with the methods that it has."""
+    message = refusal(lambda: rc.stage(Model.bind(), method=method))
+    assert "'Model'" in message
+    assert repr(method) in message
+    assert "double" in message
+
+
+def test_a_deployment_without_call_is_told_to_choose_a_method() -> None:
+    """A deployment with no ``__call__`` is told its methods and how to choose one."""
+    message = refusal(lambda: rc.pipeline(add, Silent.bind()))
+    assert "'Silent'" in message
+    assert "speak" in message
+    assert "method=" in message
+
+
+def test_method_on_a_function_is_refused() -> None:
+    """``method=`` belongs to deployments: with a function it is refused, deployed or not."""
+    assert "method='x'" in refusal(lambda: rc.stage(add, method="x"))
+    message = refusal(lambda: rc.stage(square.bind(), method="x"))
+    assert "'_square' is a function" in message
+
+
+@pytest.mark.parametrize(
+    "target",
+    [takes_bare_ref, serve.deployment(takes_bare_ref).bind(), ray.remote(takes_bare_ref)],
+    ids=["function", "deployment", "task"],
+)
+def test_a_bare_object_ref_parameter_is_refused(target: Any) -> None:
+    """A bare ObjectRef parameter is refused, naming the stage, the parameter and rc.Ref[T]."""
+    message = refusal(lambda: rc.pipeline(add, target))
+    assert "'takes_bare_ref'" in message
+    assert "'x'" in message
+    assert "rc.Ref[T]" in message
+
+
+@pytest.mark.parametrize(
+    "compose",
+    [
+        lambda: rc.pipeline(to_text, total),
+        lambda: rc.pipeline(to_text).then(total),
+        lambda: rc.pipeline(add, rc.pipeline(to_text), rc.pipeline(total, add)),
+        lambda: rc.pipeline(rc.stage(to_text, timeout_s=1), rc.stage(total, retry=2)),
+    ],
+)
+def test_types_that_cannot_fit_are_refused(compose: Callable[[], Any]) -> None:
+    """``-> str`` into ``list`` is refused, naming both stages and both types."""
+    message = refusal(compose)
+    assert "'to_text'" in message
+    assert "str" in message
+    assert "'total'" in message
+    assert "list[int]" in message
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (to_text, lambda x: x, total),
+        (add, to_text),
+        (to_text, rc.passthrough, total),
+        (rc.parallel(to_text, add), total),
+        (counted, add),
+        (counted, rc.collect, total),
+    ],
+)
+def test_types_that_may_fit_are_allowed(stages: tuple[Any, ...]) -> None:
+    """Unannotated or unclear neighbours, and items of a stream, are allowed."""
+    assert isinstance(rc.pipeline(*stages), rc.Pipeline)
+
+
+def test_stage_that_takes_a_stream_behind_a_value_is_refused() -> None:
+    """A stage that takes a stream cannot stand behind one that gives a single value."""
+    message = refusal(lambda: rc.pipeline(add, rc.collect))
+    assert "'collect'" in message
+    assert "'add'" in message
+    assert "yield" in message
+
+
+@pytest.mark.parametrize(
+    "compose",
+    [
+        lambda app: rc.pipeline(add, app),
+        lambda app: rc.pipeline(add).then(app).then(add),
+        lambda app: app | add,
+        lambda app: rc.parallel(add, app),
+    ],
+)
+def test_a_fastapi_ingress_is_no_stage(compose: Callable[[Any], Any]) -> None:
+    """A FastAPI ingress is refused as a stage, with how to bind the pipeline into it instead."""
+
+    @serve.deployment
+    @serve.ingress(FastAPI())
+    class Api:
+        pass
+
+    message = refusal(lambda: compose(Api.bind()))
+    assert "'Api'" in message
+    assert "FastAPI" in message
+    assert "Api.bind(app.embed())" in message
+
+
+def test_front_options_on_a_sub_pipeline_are_refused() -> None:
+    """Options of a front deployment have no meaning inside a pipeline, and say so."""
+    inner = rc.pipeline(Model.bind(), add).options(num_replicas=2)
+    for compose in (
+        lambda: rc.pipeline(add, inner),
+        lambda: rc.pipeline(add).then(inner),
+        lambda: rc.parallel(add, inner),
+    ):
+        message = refusal(compose)
+        assert "options" in message
+        assert "whole pipeline" in message
+    assert "num_replicas" in refusal(lambda: rc.pipeline(add, inner))
+
+
+@pytest.mark.parametrize(
+    ("options", "word", "accepted"),
+    [
+        ({"pass_by": "ref"}, "pass_by='ref'", "'reference'"),
+        ({"pass_by": 3}, "pass_by=3", "'value'"),
+        ({"timeout_s": 0}, "timeout_s=0", "seconds above 0"),
+        ({"timeout_s": -1.5}, "timeout_s=-1.5", "seconds above 0"),
+        ({"timeout_s": float("nan")}, "timeout_s=nan", "seconds above 0"),
+        ({"timeout_s": True}, "timeout_s=True", "seconds above 0"),
+        ({"timeout_s": "5"}, "timeout_s='5'", "seconds above 0"),
+        ({"retry": 0}, "retry=0", "1 or more"),
+        ({"retry": True}, "retry=True", "whole number"),
+        ({"retry": 2.5}, "retry=2.5", "rc.Retry"),
+        ({"retry": "3"}, "retry='3'", "rc.Retry"),
+        ({"name": 3}, "name=3", "name"),
+    ],
+)
+def test_bad_stage_options_are_refused(options: Any, word: str, accepted: str) -> None:
+    """An option's wrong value is refused with the stage, the value and what is accepted."""
+    message = refusal(lambda: rc.stage(Model.bind(), **options))
+    assert word in message
+    assert accepted in message
+    assert "Model" in message
+
+
+@pytest.mark.parametrize("option", ["method", "pass_by", "stream"])
+def test_options_of_a_stage_do_not_fit_a_pipeline(option: str) -> None:
+    """method=, pass_by= and stream= belong to a stage: on a pipeline they are refused."""
+    value: Any = {"method": "double", "pass_by": "value", "stream": True}[option]
+    message = refusal(lambda: rc.stage(rc.pipeline(Model.bind(), add), **{option: value}))
+    assert "is a pipeline" in message
+    assert f"{option}=" in message
+
+
+def test_an_unknown_option_is_a_type_error() -> None:
+    """A misspelt option is the TypeError that Python gives for any call."""
+    options: Any = {"timeout": 3}
+    with pytest.raises(TypeError, match="timeout"):
+        rc.stage(add, **options)
+    with pytest.raises(TypeError, match="timeout"):
+        rc.pipeline(add).then(add, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"nope": 1}, "nope"), ({"num_replicas": -1}, "num_replicas")],
+)
+def test_bad_front_options_are_refused_at_once(options: Any, named: str) -> None:
+    """A front option that Ray refuses is a CompositionError where it is written."""
+    assert named in refusal(lambda: rc.pipeline(add).options(**options))
+
+
+@pytest.mark.parametrize(
+    "options", [{"debug": "yes"}, {"max_body_bytes": -1}, {"max_body_bytes": "1"}]
+)
+def test_bad_edge_settings_are_refused_at_once(options: Any) -> None:
+    """debug= and max_body_bytes= are checked as the other options are."""
+    assert next(iter(options)) in refusal(lambda: rc.pipeline(add).options(**options))
+
+
+def test_an_empty_pipeline_is_refused() -> None:
+    """A pipeline has at least one stage, and the message says what one is."""
+    message = refusal(lambda: rc.pipeline())
+    assert "at least one stage" in message
+    assert "bind" in message
+
+
+@pytest.mark.parametrize("targets", [{}, {1: add}, {"a": add, None: add}])
+def test_a_dict_needs_names(targets: Any) -> None:
+    """An empty dict of targets, or one whose keys are not names, is refused."""
+    refusal(lambda: rc.stage(targets))
+
+
+def test_a_sub_pipeline_may_have_a_name_and_limits() -> None:
+    """``rc.stage(pipeline, name=..., timeout_s=...)`` wraps the sub-pipeline under that name."""
+    app = rc.pipeline(add, rc.stage(rc.pipeline(aadd, to_text), name="inner", timeout_s=5))
+    assert names(app) == ["add", "aadd", "to_text"]
+    assert "inner" in repr(app)
+    assert rc.local(app).call(1) == "3"
+
+
+# Pickling
+
+
+def test_a_graph_with_lambdas_pickles() -> None:
+    """A graph with lambdas survives cloudpickle, and still runs."""
+    offset = 5
+    app = rc.pipeline(Model.bind(), lambda x: x + offset, {"a": lambda x: x, "b": Adder(1)})
+    again = pickle.loads(cloudpickle.dumps(app))
+    assert isinstance(again, rc.Pipeline)
+    assert names(again) == names(app)
+    assert rc.local(again).call(1) == {"a": 7, "b": 8}
+
+
+def test_a_pipeline_that_has_run_pickles() -> None:
+    """Running a pipeline locally, and building it, keeps nothing in it that does not pickle."""
+    app = rc.pipeline(Model.bind(), add).fuse()
+    assert rc.local(app).call(1) == 3
+    deployments(app)
+    assert rc.local(pickle.loads(cloudpickle.dumps(app))).call(1) == 3
+
+
+def test_the_same_application_is_still_one_after_pickling() -> None:
+    """An application used twice is one deployment after pickling as well."""
+    model = Model.bind()
+    again = pickle.loads(cloudpickle.dumps(rc.pipeline(model, add, model)))
+    assert deployments(again) == ["Model", "Pipeline"]
+
+
+def test_a_graph_from_main_pickles(tmp_path: Path) -> None:
+    """A graph whose classes and lambdas live in ``__main__`` runs in a process without them."""
+    made = tmp_path / "made.py"
+    made.write_text(
+        textwrap.dedent("""
+        import sys
+        import cloudpickle
+        from ray import serve
+        import raycompose as rc
+
+        @serve.deployment
+        class Model:
+            def __call__(self, x: int) -> int:
+                return x + OFFSET
+
+        OFFSET = 10
+        helper = lambda x: x * 2
+        app = Model.bind() | (lambda x: helper(x)) | {"a": helper, "b": repr}
+        with open(sys.argv[1], "wb") as file:
+            cloudpickle.dump(app, file)
+        """)
+    )
+    pickled = tmp_path / "app.pickle"
+    use = f"""
+import pickle, raycompose as rc
+with open({str(pickled)!r}, "rb") as file:
+    print(rc.local(pickle.load(file)).call(1))
+"""
+    subprocess.run([sys.executable, str(made), str(pickled)], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", use], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout.strip().splitlines()[-1] == "{'a': 44, 'b': '22'}"
+
+
+# The package
+
+
+def test_exported_names_agree_with_the_contract() -> None:
+    """``raycompose.__all__`` holds exactly the contract's names, and each of them exists."""
+    later = {name for name in rc.__all__ if "object_ref" in name or name.startswith(("by_", "res"))}
+    assert set(rc.__all__) - later == set(EXPORTED)
+    assert [name for name in EXPORTED if not hasattr(rc, name)] == []
+    assert len(set(rc.__all__)) == len(rc.__all__)
+
+
+def test_no_task_is_left_behind_by_composing() -> None:
+    """Composing inside a running event loop starts nothing there."""
+
+    async def compose() -> int:
+        rc.pipeline(Model.bind(), add, {"a": aadd})
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(compose()) == 1

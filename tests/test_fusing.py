@@ -1,0 +1,624 @@
+"""Fusing: stages merged into the pipeline's replica, or all into a deployment of one's own."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pydantic
+import pytest
+import ray
+import requests
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+
+import raycompose as rc
+from raycompose import _serve
+
+Deploy = Callable[..., rc.Client]
+
+# Replicas cannot import a test module.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+HERE: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "graceful_shutdown_timeout_s": 0}
+
+
+class Plus:
+    def __init__(self, n: int = 1) -> None:
+        self.n = n
+
+    def __call__(self, x: int) -> int:
+        return x + self.n
+
+
+def plus(name: str, **options: Any) -> Any:
+    return serve.deployment(Plus, name=name, **options).bind()
+
+
+def front(app: rc.Pipeline[Any, Any]) -> Any:
+    """The deployment that fronts a pipeline, as Ray would deploy it."""
+    return app._bound_deployment
+
+
+def deployed(app: Any) -> list[str]:
+    """The names of the deployments that Ray would start for an application."""
+    return sorted(d.name for d in _serve.build(app, "app").deployments)
+
+
+def until(condition: Callable[[], bool], within_s: float) -> None:
+    """Wait for a condition; fail when it does not come true in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+# --- Which stages ---------------------------------------------------------------------------------
+
+
+def test_fusing_all_leaves_one_deployment() -> None:
+    """Without names every stage goes into the pipeline's own deployment."""
+    app = rc.pipeline(plus("A"), rc.parallel(plus("B"), rc.each(plus("C")) | sum), lambda x: x)
+    assert deployed(app) == ["A", "B", "C", "Pipeline"]
+    assert deployed(app.fuse()) == ["Pipeline"]
+
+
+def test_fusing_some_leaves_the_others() -> None:
+    """Only the named stages are taken in; a second fuse adds to the first."""
+    app = plus("A") | plus("B") | plus("C")
+    assert deployed(app.fuse("A", "C")) == ["B", "Pipeline"]
+    assert deployed(app.fuse("A").fuse("C")) == ["B", "Pipeline"]
+    assert deployed(app.fuse("A").fuse()) == ["Pipeline"]
+    assert deployed(app) == ["A", "B", "C", "Pipeline"]
+
+
+def test_fusing_takes_a_deployment_in_wherever_it_is_used() -> None:
+    """A deployment of several stages is one, so that fusing one of them fuses all, and once."""
+    shared = plus("Shared", ray_actor_options={"num_gpus": 1})
+    app = rc.pipeline(shared, rc.stage(shared, name="again"), shared)
+    assert deployed(app.fuse("again")) == ["Pipeline"]
+    assert front(app.fuse()).ray_actor_options["num_gpus"] == 1
+
+
+def test_a_deployment_that_a_fused_one_holds_stays_one() -> None:
+    """A handle in a fused deployment's arguments still leads to a deployment of its own."""
+    app = rc.pipeline(serve.deployment(Plus, name="Outer").bind(plus("Inner")))
+    assert deployed(app.fuse()) == ["Inner", "Pipeline"]
+
+
+@pytest.mark.parametrize("name", ["Model", "a", "sum", "parallel", ""])
+def test_fusing_an_unknown_name(name: str) -> None:
+    """A name that no deployment stage has is an error that lists those there are."""
+    app = plus("A") | rc.parallel(plus("B"), lambda x: x) | sum
+    with pytest.raises(rc.CompositionError, match=f"fuse\\('{name}'\\).*it has 'A', 'B'"):
+        app.fuse("A", name)
+
+
+# --- What the fused replica asks for --------------------------------------------------------------
+
+
+def test_resources_are_merged() -> None:
+    """The fused replica asks for the largest num_cpus and the sum of everything else."""
+    app = rc.pipeline(
+        plus("A", ray_actor_options={"num_cpus": 2, "num_gpus": 0.5, "resources": {"left": 1}}),
+        plus("B", ray_actor_options={"num_cpus": 3, "memory": 100, "resources": {"left": 2}}),
+        plus("C", ray_actor_options={"num_gpus": 1, "memory": 50, "resources": {"right": 1}}),
+        plus("D", ray_actor_options={"num_cpus": 0}),
+    )
+    asked = front(app.fuse()).ray_actor_options
+    assert asked["num_cpus"] == 3
+    assert asked["num_gpus"] == 1.5
+    assert asked["memory"] == 150
+    assert asked["resources"] == {"left": 3, "right": 1}
+
+
+def test_resources_of_the_named_stages_alone() -> None:
+    """What stays in its own replica asks for itself; the front of those asks for no CPU."""
+    app = plus("A", ray_actor_options={"num_cpus": 2}) | plus(
+        "B", ray_actor_options={"num_cpus": 3}
+    )
+    assert front(app).ray_actor_options["num_cpus"] == 0
+    assert front(app.fuse("A")).ray_actor_options["num_cpus"] == 2
+    assert front(app.fuse("B")).ray_actor_options["num_cpus"] == 3
+
+
+def test_resources_by_default() -> None:
+    """A deployment that says nothing asks for one CPU, fused too, as in Ray Serve."""
+    assert front(rc.pipeline(plus("A")).fuse()).ray_actor_options["num_cpus"] == 1
+
+
+@pytest.mark.parametrize("order", ["fuse first", "options first"])
+def test_resources_that_are_given(order: str) -> None:
+    """What .options(...) gives stands, whether before or after fuse(); the rest is merged."""
+    app = plus("A", ray_actor_options={"num_cpus": 2, "num_gpus": 1}) | plus("B")
+    given = {"ray_actor_options": {"num_cpus": 7}}
+    fused = app.fuse().options(**given) if order == "fuse first" else app.options(**given).fuse()
+    assert front(fused).ray_actor_options["num_cpus"] == 7
+    assert front(fused).ray_actor_options["num_gpus"] == 1
+
+
+CONFLICTS: dict[str, list[dict[str, Any]]] = {
+    "runtime_env": [{"ray_actor_options": {"runtime_env": {"env_vars": {"X": x}}}} for x in "12"],
+    "accelerator_type": [{"ray_actor_options": {"accelerator_type": x}} for x in ("L4", "T4")],
+    "autoscaling_config": [{"autoscaling_config": {"max_replicas": n}} for n in (2, 3)],
+    "placement_group_bundles": [{"placement_group_bundles": [{"CPU": n}]} for n in (1, 2)],
+}
+
+
+def conflicting(option: str) -> rc.Pipeline[Any, Any]:
+    first, second = CONFLICTS[option]
+    app: rc.Pipeline[Any, Any] = plus("A", **first) | plus("B", **second) | plus("C")
+    return app
+
+
+SOLUTIONS: dict[str, dict[str, Any]] = {
+    "runtime_env": {"ray_actor_options": {"runtime_env": {"env_vars": {"X": "3"}}}},
+    "accelerator_type": {"ray_actor_options": {"accelerator_type": "L4"}},
+    "autoscaling_config": {"autoscaling_config": {"max_replicas": 5}},
+    "placement_group_bundles": {"placement_group_bundles": [{"CPU": 3}]},
+}
+
+
+@pytest.mark.parametrize("option", SOLUTIONS)
+def test_what_cannot_be_merged_is_refused(option: str) -> None:
+    """What two stages set and nothing can merge is an error that names it, them and the remedy."""
+    with pytest.raises(rc.CompositionError, match=f"{option}.*'A', 'B'.*options\\(.*{option}"):
+        front(conflicting(option).fuse())
+    assert front(conflicting(option).fuse("A", "C")).name == "Pipeline"
+
+
+@pytest.mark.parametrize("order", ["fuse first", "options first", "in two steps"])
+@pytest.mark.parametrize("option", SOLUTIONS)
+def test_what_cannot_be_merged_may_be_given(option: str, order: str) -> None:
+    """An option that .options(...) gives is no conflict, in whichever order things are said."""
+    app, given = conflicting(option), SOLUTIONS[option]
+    if order == "fuse first":
+        fused = app.fuse().options(**given)
+    elif order == "options first":
+        fused = app.options(**given).fuse()
+    else:
+        fused = app.fuse().options(name="Front").options(**given)
+    deployment = front(fused)
+    if "ray_actor_options" in given:
+        assert given["ray_actor_options"].items() <= deployment.ray_actor_options.items()
+    elif option == "autoscaling_config":
+        assert _serve.autoscaling_config(deployment).max_replicas == 5
+    else:
+        assert _serve.placement_group(deployment)[option] == given[option]
+
+
+def test_autoscaling_gives_way_to_replicas() -> None:
+    """A number of replicas, too, settles how a pipeline of several autoscaled stages scales."""
+    deployment = front(conflicting("autoscaling_config").fuse().options(num_replicas=4))
+    assert deployment.num_replicas == 4
+    assert _serve.autoscaling_config(deployment) is None
+
+
+def test_what_agrees_is_kept() -> None:
+    """One autoscaled stage, or the same runtime_env on several, is no conflict."""
+    environment = {"env_vars": {"X": "1"}}
+    options = {"ray_actor_options": {"runtime_env": environment}}
+    app = plus("A", **options) | plus("B", **options, autoscaling_config={"max_replicas": 7})
+    deployment = front(app.fuse())
+    assert deployment.ray_actor_options["runtime_env"] == environment
+    assert _serve.autoscaling_config(deployment).max_replicas == 7
+
+
+def test_user_configs_are_kept_apart() -> None:
+    """The front's user_config has each fused stage's own under the stage's name."""
+    app = plus("A", user_config={"a": 1}) | plus("B") | plus("C", user_config=3)
+    assert front(app.fuse()).user_config == {"A": {"a": 1}, "C": 3}
+    assert front(app).user_config is None
+
+
+# --- Options of the front -------------------------------------------------------------------------
+
+
+def test_front_defaults() -> None:
+    """The front is named Pipeline, asks for no CPU and does not throttle its stages."""
+    deployment = front(rc.pipeline(plus("A")))
+    assert deployment.name == "Pipeline"
+    assert deployment.num_replicas == 1
+    assert deployment.ray_actor_options["num_cpus"] == 0
+    assert deployment.max_ongoing_requests >= 1000
+
+
+def test_front_options() -> None:
+    """options() sets what Deployment.options sets, one at a time or together, on a new pipeline."""
+    app = rc.pipeline(plus("A"))
+    changed = app.options(name="Front", num_replicas=3).options(max_ongoing_requests=7)
+    deployment = front(changed.options(ray_actor_options={"resources": {"left": 1}}))
+    assert (deployment.name, deployment.num_replicas) == ("Front", 3)
+    assert deployment.max_ongoing_requests == 7
+    assert deployment.ray_actor_options["resources"] == {"left": 1}
+    assert deployment.ray_actor_options["num_cpus"] == 0
+    assert front(app).name == "Pipeline"
+
+
+def test_front_options_stay() -> None:
+    """What follows, fuses or limits a pipeline keeps its options."""
+    app = rc.pipeline(plus("A")).options(name="Front", num_replicas=2)
+    for further in (app | plus("B"), app.then(plus("B")).fuse("B"), rc.stage(app, timeout_s=1)):
+        assert (front(further).name, front(further).num_replicas) == ("Front", 2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"replicas": 2}, {"num_replicas": -1}, {"max_ongoing_requests": "many"}]
+)
+def test_front_options_that_do_not_exist(options: dict[str, Any]) -> None:
+    """An option that Ray does not know, or a value it refuses, is an error where it is written."""
+    with pytest.raises(rc.CompositionError, match=next(iter(options))):
+        rc.pipeline(plus("A")).options(**options)
+
+
+@pytest.mark.parametrize("compose", [lambda sub: plus("B") | sub, rc.each, lambda sub: {"a": sub}])
+def test_front_options_of_a_part(compose: Callable[[Any], Any]) -> None:
+    """A pipeline with options that becomes a part of another would lose them, so it is refused."""
+    sub = rc.pipeline(plus("A")).options(num_replicas=2)
+    with pytest.raises(rc.CompositionError, match=r"\.options\(\.\.\.\) on the whole pipeline"):
+        rc.pipeline(compose(sub))
+
+
+# --- What a fused stage keeps, without a cluster --------------------------------------------------
+
+
+class Peak:
+    """Knows how many of its calls ran at once."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.peak = 0
+
+    async def __call__(self, x: Any) -> int:
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        await asyncio.sleep(0.02)
+        self.running -= 1
+        return self.peak
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_max_ongoing_requests_bounds_a_hosted_stage(limit: int) -> None:
+    """A stage takes as many calls at once as its deployment says, in all its places together."""
+    peak = serve.deployment(Peak, max_ongoing_requests=limit).bind()
+    app = rc.each(rc.parallel(peak, peak), max_concurrency=10)
+    results = rc.local(app.fuse()).call(list(range(10)))
+    assert max(max(pair) for pair in results) == limit
+
+
+def test_max_queued_requests_refuses_the_rest() -> None:
+    """A call beyond max_queued_requests is back-pressure, as from a replica."""
+    peak = serve.deployment(Peak, max_ongoing_requests=1, max_queued_requests=2).bind()
+    app = rc.each(peak, max_concurrency=10, return_exceptions=True)
+    results = rc.local(app.fuse()).call(list(range(10)))
+    refused = [isinstance(result, BackPressureError) for result in results]
+    assert refused == [False] * 3 + [True] * 7
+
+
+def test_a_failed_call_gives_its_place_back() -> None:
+    """A call that fails, or that is cancelled, leaves its place to the next."""
+
+    class Fragile:
+        async def __call__(self, what: str) -> str:
+            if what == "fail":
+                raise ValueError(what)
+            if what == "hang":
+                await asyncio.Event().wait()
+            return what
+
+    fragile = serve.deployment(Fragile, max_ongoing_requests=1).bind()
+    client = rc.local(rc.stage(fragile, timeout_s=0.1).fuse())
+    for what, error in (("fail", ValueError), ("hang", rc.StageTimeoutError)):
+        with pytest.raises(error):
+            client.call(what)
+    assert client.call("fine") == "fine"
+
+
+def test_user_config_reaches_a_hosted_stage_once() -> None:
+    """The stage's reconfigure is called once, with its user_config, before any request."""
+
+    class Configured:
+        def __init__(self) -> None:
+            self.configs: list[Any] = []
+
+        async def reconfigure(self, config: Any) -> None:
+            self.configs.append(config)
+
+        def __call__(self, x: Any) -> Any:
+            return self.configs
+
+    configured = serve.deployment(Configured, user_config={"threshold": 5}).bind()
+    assert rc.local(rc.pipeline(configured).fuse()).call(0) == [{"threshold": 5}]
+
+
+# --- What a fused stage keeps, in a replica -------------------------------------------------------
+
+
+class Configured:
+    def __init__(self) -> None:
+        self.configs: list[Any] = []
+
+    def reconfigure(self, config: Any) -> None:
+        self.configs.append(config)
+
+    def __call__(self, x: Any) -> tuple[int, list[Any]]:
+        return os.getpid(), self.configs
+
+
+class Batched:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=10)  # type: ignore[untyped-decorator, unused-ignore]
+    async def __call__(self, items: list[int]) -> list[Any]:
+        return [(self.name, item, len(items)) for item in items]
+
+
+class Models:
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+
+    @serve.multiplexed(max_num_models_per_replica=2)  # type: ignore[untyped-decorator, unused-ignore]
+    async def model(self, model_id: str) -> str:
+        self.loaded.append(model_id)
+        return model_id.upper()
+
+    async def __call__(self, x: Any) -> tuple[str, str, int]:
+        model = await self.model(serve.get_multiplexed_model_id())
+        return serve.get_multiplexed_model_id(), model, len(self.loaded)
+
+
+def pid(x: Any) -> int:
+    return os.getpid()
+
+
+def numbers(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+@pytest.fixture(scope="module")
+def replica(deploy: Deploy) -> rc.Client:
+    """One pipeline, fused but for ``Remote`` and ``Far``, that runs what ``{"do": ...}`` says."""
+    peak = serve.deployment(Peak, max_ongoing_requests=3, **HERE).bind()
+    configured = serve.deployment(Configured, user_config=[1], **HERE).bind()
+    batched = serve.deployment(Batched, max_ongoing_requests=20, **HERE)
+    models = serve.deployment(Models, **HERE)
+    near = serve.deployment(pid, name="Near", **HERE).bind()
+    far = serve.deployment(pid, name="Far", **HERE).bind()
+    app = rc.switch(
+        "do",
+        {
+            "peak": rc.pipeline(lambda v: list(range(10)), rc.each(peak, max_concurrency=10)),
+            "config": configured,
+            "batch": rc.pipeline(
+                lambda v: list(range(8)),
+                rc.each(rc.parallel(batched.bind("one"), batched.bind("two")), max_concurrency=8),
+            ),
+            "models": rc.parallel(models.bind(), models.options(name="Remote").bind()),
+            "pids": rc.parallel(near, far, pid),
+        },
+    )
+    return deploy(app.fuse("Peak", "Configured", "Batched", "Batched_2", "Models", "Near"))
+
+
+def test_fused_stages_run_in_the_pipelines_process(replica: rc.Client) -> None:
+    """A fused stage is in the process where functions run; another is not."""
+    near, far, here = replica.call({"do": "pids"})
+    assert near == here != far
+
+
+def test_max_ongoing_requests_bounds_a_fused_stage(replica: rc.Client) -> None:
+    """In the fused replica a stage takes as many calls at once as its deployment says."""
+    assert max(replica.call({"do": "peak"})) == 3
+
+
+def test_user_config_reaches_a_fused_stage_once(replica: rc.Client) -> None:
+    """In the fused replica reconfigure has been called once, with the stage's own user_config."""
+    _, configs = replica.call({"do": "config"})
+    assert configs == [[1]]
+
+
+def test_batches_are_batches_of_one_stage(replica: rc.Client) -> None:
+    """@serve.batch collects calls in a fused replica, and two stages of one class do not mix."""
+    results = replica.call({"do": "batch"}, timeout_s=60)
+    assert results == [(("one", x, 4), ("two", x, 4)) for x in range(8)]
+
+
+def test_the_model_id_reaches_fused_and_remote_stages(replica: rc.Client) -> None:
+    """The caller's multiplexed model id is there in every stage, and @serve.multiplexed caches."""
+    for model_id, loaded in (("a", 1), ("b", 2), ("a", 2)):
+        handle = replica.handle.options(multiplexed_model_id=model_id)
+        fused, remote = handle.remote({"do": "models"}).result(timeout_s=30)
+        assert fused == (model_id, model_id.upper(), loaded)
+        assert remote[:2] == (model_id, model_id.upper())
+
+
+class Ailing:
+    def __init__(self) -> None:
+        self.healthy = True
+
+    async def check_health(self) -> None:
+        if not self.healthy:
+            raise RuntimeError("unwell")
+
+    async def __call__(self, order: str) -> int:
+        if order == "fall ill":
+            self.healthy = False
+        return os.getpid()
+
+
+def test_an_unhealthy_stage_makes_the_fused_replica_unhealthy(deploy: Deploy) -> None:
+    """Ray Serve replaces a fused replica when a stage's check_health raises."""
+    often = {"health_check_period_s": 0.1, "health_check_timeout_s": 5}
+    ailing = serve.deployment(Ailing, **often, **HERE).bind()
+    client = deploy(rc.pipeline(ailing).fuse())
+    sick = client.call("fall ill")
+
+    def replaced() -> bool:
+        try:
+            return bool(client.call("how are you", timeout_s=5) != sick)
+        except Exception:  # no replica at this moment
+            return False
+
+    until(replaced, within_s=60)
+
+
+def test_reconfiguring_and_status_of_a_fused_pipeline(cluster: None) -> None:
+    """Serve sees one deployment, and deploying a new user_config reaches the stage it names."""
+    app = rc.pipeline(serve.deployment(Configured, user_config="old", **HERE).bind()).fuse()
+    with rc.run(app, name="reconfigured", route_prefix="/reconfigured") as client:
+        assert list(serve.status().applications["reconfigured"].deployments) == ["Pipeline"]
+        assert client.call(0)[1][-1] == "old"
+        again = app.options(user_config={"Configured": "new"})
+        rc.run(again, name="reconfigured", route_prefix="/reconfigured")
+        until(lambda: client.call(0)[1][-1] == "new", within_s=30)
+
+
+@pytest.mark.parametrize("name", ["Configured", "Nobody"])
+def test_user_config_names_a_fused_stage(name: str) -> None:
+    """A user_config for a stage that is not in the replica is an error that lists those there."""
+    app = rc.pipeline(serve.deployment(Configured).bind()).fuse()
+    client = rc.local(app)
+    if name == "Configured":
+        asyncio.run(client._ingress.reconfigure({name: "new"}))
+        assert client.call(0)[1] == ["new"]
+    else:
+        with pytest.raises(rc.RayComposeError, match=r"'Nobody'.*fused are 'Configured'"):
+            asyncio.run(client._ingress.reconfigure({name: "new"}))
+
+
+# --- Embedded -------------------------------------------------------------------------------------
+
+
+def test_an_embedded_pipeline_is_an_awaitable_callable() -> None:
+    """embed() gives the pipeline's result when awaited, without a cluster for functions."""
+    embedded = rc.pipeline(lambda x, by=2: x * by, rc.parallel(repr, rc.passthrough)).embed()
+    assert asyncio.run(embedded(3)) == ("6", 6)
+    assert asyncio.run(embedded(3, by=3)) == ("9", 9)
+
+
+def test_an_embedded_pipeline_streams() -> None:
+    """embed().stream gives the items; calling it the wrong way round says what to do."""
+
+    async def items(app: rc.Pipeline[Any, Any]) -> list[Any]:
+        return [item async for item in app.embed().stream(3)]
+
+    streaming, plain = rc.pipeline(numbers, lambda x: x * 2), rc.pipeline(lambda x: x)
+    assert asyncio.run(items(streaming)) == [0, 2, 4]
+    with pytest.raises(TypeError, match=r"use .*stream"):
+        asyncio.run(streaming.embed()(3))
+    with pytest.raises(TypeError, match="call it instead"):
+        asyncio.run(items(plain))
+
+
+def test_an_embedded_pipelines_stages_are_the_deployments_own() -> None:
+    """A deployment with an embedded pipeline brings its stages along, and no front."""
+    app = plus("A") | plus("B")
+    outer = serve.deployment(Plus, name="Outer")
+    assert deployed(outer.bind(app.embed())) == ["A", "B", "Outer"]
+    assert deployed(outer.bind(app.fuse("B").embed())) == ["A", "Outer"]
+    assert deployed(outer.bind(app.fuse().embed())) == ["Outer"]
+
+
+def test_an_embedded_pipeline_is_a_stages_argument_on_the_local_engine() -> None:
+    """A deployment with an embedded pipeline can itself be a stage, on the local engine too."""
+
+    class Outer:
+        def __init__(self, pipeline: Any) -> None:
+            self.pipeline = pipeline
+
+        async def __call__(self, x: int) -> int:
+            result: int = await self.pipeline(x)
+            return result * 10
+
+    outer = serve.deployment(Outer).bind((plus("A") | plus("B")).embed())
+    assert rc.local(outer).call(1) == 30
+
+
+class Question(pydantic.BaseModel):
+    n: int
+
+
+class Answer(pydantic.BaseModel):
+    result: int
+    same_process: bool
+
+
+def answer(x: int) -> dict[str, Any]:
+    if x == 13:
+        raise rc.HTTPError(409, "unlucky", {"X-Number": "13"})
+    return {"result": x, "pid": os.getpid()}
+
+
+api = FastAPI(title="Numbers")
+
+
+class Api:
+    """A FastAPI ingress that runs two pipelines."""
+
+    def __init__(self, pipeline: Any, stream: Any) -> None:
+        self.pipeline = pipeline
+        self.streaming = stream
+
+    @api.post("/predict")
+    async def predict(self, question: Question) -> Answer:
+        result = await self.pipeline(question.n)
+        return Answer(result=result["result"], same_process=result["pid"] == os.getpid())
+
+    @api.get("/items")
+    async def items(self, n: int) -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            async for item in self.streaming.stream(n):
+                yield f"{item}\n"
+
+        return StreamingResponse(lines(), media_type="text/plain")
+
+
+@pytest.fixture(scope="module")
+def url(deploy: Deploy) -> str:
+    """Where the FastAPI application answers."""
+    ingress = serve.deployment(serve.ingress(api)(Api), **HERE)
+    near, far = plus("Near", **HERE), plus("Far", **HERE)
+    pipeline = rc.pipeline(near, far, answer).fuse("Near")
+    client = deploy(ingress.bind(pipeline.embed(), rc.pipeline(numbers, near, far).embed()))
+    assert client.url is not None
+    return client.url
+
+
+def test_fastapi_answers_with_an_embedded_pipeline(url: str) -> None:
+    """A route awaits the pipeline in its own process; FastAPI validates what goes in and out."""
+    response = requests.post(url + "predict", json={"n": 5}, timeout=30)
+    assert response.json() == {"result": 7, "same_process": True}
+    assert requests.post(url + "predict", json={"n": "five"}, timeout=30).status_code == 422
+
+
+def test_fastapi_describes_itself(url: str) -> None:
+    """The ingress's OpenAPI description has its routes and models, and there is a page for it."""
+    description = requests.get(url + "openapi.json", timeout=30).json()
+    assert description["info"]["title"] == "Numbers"
+    assert set(description["paths"]) == {"/predict", "/items"}
+    assert set(description["components"]["schemas"]) >= {"Question", "Answer"}
+    assert "swagger" in requests.get(url + "docs", timeout=30).text.lower()
+
+
+def test_fastapi_streams_from_an_embedded_pipeline(url: str) -> None:
+    """A route passes the pipeline's items on as they come."""
+    assert requests.get(url + "items?n=4", timeout=30).text == "2\n3\n4\n5\n"
+
+
+def test_fastapi_answers_with_a_stages_http_error(url: str) -> None:
+    """An rc.HTTPError in a stage becomes that HTTP status, with its headers, here too."""
+    response = requests.post(url + "predict", json={"n": 11}, timeout=30)
+    assert response.status_code == 409
+    assert response.headers["X-Number"] == "13"
+    assert "unlucky" in response.text
+
+
+def test_an_embedded_pipeline_adds_no_deployment(url: str) -> None:
+    """Serve sees the ingress and the stages that are not fused, and no front of the pipeline."""
+    name = url.rstrip("/").rsplit("/", 1)[-1]
+    assert set(serve.status().applications[name].deployments) == {"Api", "Near", "Far"}

@@ -1,0 +1,338 @@
+"""Requests: a Starlette request that crosses processes and whose JSON needs no await."""
+
+import asyncio
+import json
+import math
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import starlette.requests
+from starlette.testclient import TestClient
+
+import raycompose as rc
+
+KINDS = [
+    {"a": [1, {"b": None}]},
+    {},
+    [1, "two", 3.5],
+    [],
+    "text",
+    "",
+    7,
+    0,
+    -2.5,
+    1e300,
+    True,
+    False,
+    None,
+]
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/predict",
+    "query_string": b"a=1&b=two&b=three",
+    "headers": [(b"content-type", b"application/json"), (b"cookie", b"k=v"), (b"x-id", b"9")],
+}
+
+
+def made(value: Any) -> rc.Request:
+    return rc.Request(SCOPE, json.dumps(value).encode())
+
+
+def http(app: Any) -> TestClient:
+    return TestClient(rc.local(app).asgi, raise_server_exceptions=True)
+
+
+async def awaited(request: rc.Request) -> Any:
+    return await request.json()
+
+
+# json() with and without await
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_needs_no_await(value: Any) -> None:
+    """``request.json()`` equals the JSON value, for every kind of JSON."""
+    assert made(value).json() == value
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_may_be_awaited(value: Any) -> None:
+    """``await request.json()`` is the plain value, of Python's own type."""
+    result = asyncio.run(awaited(made(value)))
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_may_be_read_again(value: Any) -> None:
+    """Reading twice, either way, gives the same."""
+    request = made(value)
+    assert request.json() == request.json() == asyncio.run(awaited(request)) == value
+
+
+@pytest.mark.parametrize("value", [v for v in KINDS if not isinstance(v, bool) and v is not None])
+def test_json_is_an_instance_of_its_kind(value: Any) -> None:
+    """Without await the value is a dict, list, str, int or float for isinstance too."""
+    assert isinstance(made(value).json(), type(value))
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_is_true_or_false_like_its_value(value: Any) -> None:
+    """``if request.json():`` decides as the plain value would."""
+    assert bool(made(value).json()) is bool(value)
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_is_encoded_like_its_value(value: Any) -> None:
+    """What ``json()`` gives can be encoded as JSON again, awaited or not."""
+    assert json.loads(json.dumps({"got": asyncio.run(awaited(made(value)))})) == {"got": value}
+    if not isinstance(value, bool) and value is not None:
+        assert json.loads(json.dumps({"got": made(value).json()})) == {"got": value}
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_pickles_as_the_plain_value(value: Any) -> None:
+    """Sent to another process, the value is Python's own: no type of ours travels."""
+    sent = pickle.loads(pickle.dumps([made(value).json()]))[0]
+    assert sent == value
+    assert type(sent) is type(value)
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_prints_like_its_value(value: Any) -> None:
+    """``print(request.json())`` shows the plain value."""
+    assert str(made(value).json()) == str(value)
+    assert repr(made(value).json()) == repr(value)
+    assert f"{made(value).json()}" == f"{value}"
+
+
+def test_json_of_the_seed_reads_either_way() -> None:
+    """``request.json()["data"]`` and ``(await request.json())["data"]`` are the same."""
+
+    def plain(request: starlette.requests.Request) -> Any:
+        body: Any = request.json()
+        return body["data"]
+
+    async def awaiting(request: starlette.requests.Request) -> Any:
+        return (await request.json())["data"]
+
+    for stage in (plain, awaiting):
+        assert http(rc.pipeline(stage)).post("/", json={"data": [1, 2]}).json() == [1, 2]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"nonsense"])
+def test_a_body_that_is_not_json_raises_a_value_error(body: bytes) -> None:
+    """``json()`` of what is not JSON raises a ValueError, as Starlette's does."""
+    with pytest.raises(ValueError, match=r"."):
+        rc.Request(SCOPE, body).json()
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"a": NaN}', b"\xff", b"[" * 100_000])
+def test_malformed_json_in_the_users_hands_is_the_senders_fault(body: bytes) -> None:
+    """A stage that calls ``request.json()`` on a malformed body answers 400, not 500."""
+
+    def plain(request: starlette.requests.Request) -> Any:
+        return request.json()
+
+    response = http(rc.pipeline(plain)).post(
+        "/", content=body, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+    assert response.json()["stage"] == "plain"
+
+
+def test_one_caller_cannot_change_what_another_reads() -> None:
+    """``json()`` is a value: changing it does not change the request for those who read next."""
+    request = made({"a": 1})
+    request.json()["a"] = 2
+    assert request.json() == {"a": 1}
+
+
+# What is Starlette's
+
+
+def test_headers_query_cookies_and_path_are_starlettes() -> None:
+    """Headers, query parameters, cookies, method and path are those of the HTTP request."""
+
+    def show(request: starlette.requests.Request) -> dict[str, Any]:
+        assert isinstance(request, starlette.requests.Request)
+        return {
+            "header": request.headers["X-Id"],
+            "query": request.query_params.multi_items(),
+            "cookies": request.cookies,
+            "method": request.method,
+            "path": request.url.path,
+            "client": request.client is not None,
+        }
+
+    client = http(rc.pipeline(show))
+    client.cookies.set("k", "v")
+    assert client.put("/deep/er?a=1&b=2&b=3", headers={"x-id": "9"}).json() == {
+        "header": "9",
+        "query": [["a", "1"], ["b", "2"], ["b", "3"]],
+        "cookies": {"k": "v"},
+        "method": "PUT",
+        "path": "/deep/er",
+        "client": True,
+    }
+
+
+def test_the_body_may_be_read_in_every_way() -> None:
+    """``body()`` and ``stream()`` give the whole body, as often as they are asked."""
+
+    async def read(request: starlette.requests.Request) -> Any:
+        streamed = b"".join([chunk async for chunk in request.stream()])
+        return [streamed.decode(), (await request.body()).decode(), await request.json()]
+
+    content = b'{"a": 1}'
+    response = http(rc.pipeline(read)).post("/", content=content)
+    assert response.json() == [content.decode(), content.decode(), {"a": 1}]
+
+
+def test_a_body_in_pieces_is_put_together() -> None:
+    """A body that arrives in chunks is one body."""
+
+    async def read(request: starlette.requests.Request) -> str:
+        return (await request.body()).decode()
+
+    def pieces() -> Iterator[bytes]:
+        yield b"one,"
+        yield b"two"
+
+    assert http(rc.pipeline(read)).post("/", content=pieces()).text == "one,two"
+
+
+def test_a_form_is_starlettes() -> None:
+    """``await request.form()`` parses the form, where Starlette can parse forms at all."""
+    pytest.importorskip("python_multipart", reason="Starlette parses forms with it")
+
+    async def read(request: starlette.requests.Request) -> Any:
+        return dict(await request.form())
+
+    assert http(rc.pipeline(read)).post("/", data={"a": "1"}).json() == {"a": "1"}
+
+
+def test_a_parameter_named_request_gets_one() -> None:
+    """An unannotated parameter named ``request`` gets the request over HTTP."""
+    app = rc.pipeline(lambda request: request.json()["n"] + 1)
+    assert http(app).post("/", json={"n": 1}).json() == 2
+
+
+# Pickling
+
+
+def test_a_request_pickles() -> None:
+    """A request crosses processes with its headers, query, cookies, path and body."""
+    again = pickle.loads(pickle.dumps(made({"a": 1})))
+    assert isinstance(again, rc.Request)
+    assert again.json() == {"a": 1}
+    assert again.headers["x-id"] == "9"
+    assert again.query_params.getlist("b") == ["two", "three"]
+    assert again.cookies == {"k": "v"}
+    assert again.url.path == "/predict"
+    assert asyncio.run(again.body()) == b'{"a": 1}'
+
+
+def test_a_request_made_of_a_value_pickles() -> None:
+    """A later stage's request crosses processes with the value that it was made of."""
+    again = pickle.loads(pickle.dumps(rc.Request.of({"a": (1, 2)}, SCOPE)))
+    assert again.json() == {"a": (1, 2)}
+    assert again.headers["x-id"] == "9"
+
+
+def test_a_request_that_was_read_pickles() -> None:
+    """Having read the JSON does not keep a request from crossing processes."""
+    request = made([1, 2])
+    asyncio.run(awaited(request))
+    assert pickle.loads(pickle.dumps(request)).json() == [1, 2]
+
+
+def test_what_cannot_be_sent_is_left_out_of_the_scope() -> None:
+    """Objects that a server puts into the scope do not keep a request from pickling."""
+    scope = {**SCOPE, "app": lambda: None, "state": {"lock": object()}, "extensions": {"x": open}}
+    assert pickle.loads(pickle.dumps(rc.Request(scope, b"1"))).json() == 1
+
+
+# Later stages
+
+
+@pytest.mark.parametrize(
+    ("output", "body"),
+    [
+        ({"a": 1}, {"a": 1}),
+        ({}, {}),
+        ([1, 2], {"data": [1, 2]}),
+        ("text", {"data": "text"}),
+        (None, {"data": None}),
+        (3, {"data": 3}),
+    ],
+)
+def test_a_later_stage_gets_the_output_as_the_requests_json(output: Any, body: Any) -> None:
+    """A mapping is the body as it is; anything else is ``{"data": output}``."""
+
+    def later(request: starlette.requests.Request) -> Any:
+        return request.json()
+
+    async def awaiting(request: starlette.requests.Request) -> Any:
+        return [await request.json(), json.loads(await request.body())]
+
+    assert http(rc.pipeline(lambda: output, later)).get("/").json() == body
+    assert http(rc.pipeline(lambda: output, awaiting)).get("/").json() == [body, body]
+
+
+def test_a_later_stage_keeps_headers_query_and_path() -> None:
+    """The headers, the query and the path of a later stage's request are the original's."""
+
+    def later(request: starlette.requests.Request) -> Any:
+        return [request.headers["x-id"], request.query_params["q"], request.url.path]
+
+    app = rc.pipeline(lambda x: x, later)
+    response = http(app).post("/deep?q=1", json=5, headers={"x-id": "9"})
+    assert response.json() == ["9", "1", "/deep"]
+
+
+def test_a_later_stage_works_without_http() -> None:
+    """Called from Python, a stage that takes a request gets one made of the value."""
+
+    def later(request: starlette.requests.Request) -> Any:
+        return [request.json(), dict(request.query_params), request.headers.get("x")]
+
+    assert rc.local(rc.pipeline(lambda x: x, later)).call(5) == [{"data": 5}, {}, None]
+    assert rc.local(rc.pipeline(later)).call({"a": 1}) == [{"a": 1}, {}, None]
+
+
+def test_a_request_is_passed_on_between_stages() -> None:
+    """A stage that returns its request hands the same request to the next."""
+
+    def first(request: starlette.requests.Request) -> Any:
+        return request
+
+    def second(request: starlette.requests.Request) -> Any:
+        return request.json()
+
+    assert http(rc.pipeline(first, second)).post("/", json={"a": 1}).json() == {"a": 1}
+
+
+@pytest.mark.parametrize("output", [math.nan, {1, 2}, {"a": object}])
+def test_an_output_that_is_no_json_is_still_read(output: Any) -> None:
+    """``json()`` of a later stage gives the value itself, whether JSON could hold it or not."""
+
+    def later(request: starlette.requests.Request) -> Any:
+        return str(request.json())
+
+    assert rc.local(rc.pipeline(lambda: output, later)).call()
+
+
+@pytest.mark.parametrize("begin", [rc.passthrough, rc.parallel(lambda x: x)])
+def test_a_request_reaches_stages_behind_a_combinator(begin: Any) -> None:
+    """A stage behind a combinator gets the decoded body as its request's JSON."""
+
+    def later(request: starlette.requests.Request) -> Any:
+        return [request.json(), request.headers["x-id"]]
+
+    response = http(rc.pipeline(begin, later)).post("/", json={"a": 1}, headers={"x-id": "9"})
+    assert response.json()[1] == "9"
+    assert response.status_code == 200

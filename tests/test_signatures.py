@@ -1,0 +1,551 @@
+"""What a stage takes and gives is read from its signature."""
+
+from __future__ import annotations
+
+import doctest
+import functools
+import importlib
+import pkgutil
+import typing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, List, Optional, Protocol, TypeVar, Union  # noqa: UP035  # tested
+
+import pydantic
+import pytest
+import ray
+import starlette.requests
+from ray import ObjectRef, serve
+
+import raycompose
+import raycompose as rc
+from raycompose.signatures import UNKNOWN, describe, fits, is_async, is_generator, type_name
+
+T = TypeVar("T")
+
+
+class Item(pydantic.BaseModel):
+    n: int
+
+
+class Movie(typing.TypedDict):
+    title: str
+
+
+class HasLen(Protocol):
+    def __len__(self) -> int: ...
+
+
+def of(annotation: Any) -> Callable[[Any], Any]:
+    """Return a function of one parameter, annotated as given."""
+
+    def function(x: Any) -> Any:
+        return x
+
+    function.__annotations__["x"] = annotation
+    return function
+
+
+# How the input arrives
+
+
+@pytest.mark.parametrize(
+    ("annotation", "takes"),
+    [
+        (int, "value"),
+        (list[int], "value"),
+        (Any, "value"),
+        (Item, "value"),
+        (rc.Ref, "reference"),
+        (rc.Ref[int], "reference"),
+        (list[ObjectRef], "reference"),
+        (List[ObjectRef], "reference"),  # noqa: UP006  # people write it
+        (list[ObjectRef[int]], "reference"),
+        (rc.Stream, "stream"),
+        (rc.Stream[int], "stream"),
+        (starlette.requests.Request, "request"),
+        (rc.Request, "request"),
+        (Optional[starlette.requests.Request], "request"),  # noqa: UP045  # people write it
+        (Union[rc.Ref[int], None], "reference"),  # noqa: UP007  # people write it
+        (rc.Stream[int] | None, "stream"),
+        (Annotated[rc.Ref[int], "note"], "reference"),
+        (Annotated[rc.Stream[int] | None, "note"], "stream"),
+        (Annotated[int, "note"], "value"),
+        (dict[str, ObjectRef], "value"),
+        ("rc.Ref[int]", "reference"),
+        ("list[ObjectRef]", "reference"),
+        ("rc.Stream[int]", "stream"),
+        ("starlette.requests.Request", "request"),
+        ("there.is_no_such[Name]", "value"),
+        ("not an expression", "value"),
+    ],
+)
+def test_the_first_annotation_decides_how_the_input_arrives(annotation: Any, takes: str) -> None:
+    """Ref, Stream and Request arrive as such, also inside Optional, Annotated or a string."""
+    assert describe(of(annotation)).takes == takes
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [AsyncIterator[int], AsyncIterable[int], Iterator[int], Iterable[int], Iterator],
+)
+def test_iterators_take_the_stream_when_there_is_one(annotation: Any) -> None:
+    """An iterator parameter takes a stream whole; when upstream gives a value, it is the value."""
+    function = of(annotation)
+    function.__name__ = "taker"
+    behind_stream = rc.pipeline(_numbers, function)
+    assert behind_stream.root.children[1].takes_stream
+    rc.pipeline(_list, function)
+
+
+def test_a_parameter_named_request_takes_the_request() -> None:
+    """A parameter *named* request takes the request, unless its annotation says otherwise."""
+
+    def unannotated(request):  # type: ignore[no-untyped-def]
+        return request
+
+    def annotated(request: dict[str, int]) -> Any:
+        return request
+
+    assert describe(unannotated).takes == "request"
+    assert describe(annotated).takes == "value"
+
+
+def test_only_the_first_parameter_decides() -> None:
+    """Later parameters' annotations do not change how the input arrives."""
+
+    def function(x: int, request: starlette.requests.Request, ref: ObjectRef) -> int:
+        return x
+
+    assert describe(function).takes == "value"
+
+
+def test_a_list_of_references_is_told_from_a_ref() -> None:
+    """``list[ObjectRef]`` gets the reference in a list, ``rc.Ref`` gets it as it is."""
+    assert describe(of(list[ObjectRef])).wraps_ref
+    assert not describe(of(rc.Ref[int])).wraps_ref
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [ObjectRef, "ObjectRef", ObjectRef[int], Optional[ObjectRef], Annotated[ObjectRef, 1]],  # noqa: UP045
+)
+def test_a_bare_object_ref_is_refused(annotation: Any) -> None:
+    """A bare ObjectRef cannot work, however it is spelled; the message says rc.Ref[T]."""
+    with pytest.raises(rc.CompositionError, match=r"rc\.Ref\[T\]"):
+        describe(of(annotation))
+
+
+@pytest.mark.parametrize("pass_by", ["value", "reference", "stream", "request"])
+def test_pass_by_overrides_the_annotation(pass_by: Any) -> None:
+    """``pass_by=`` decides whatever the annotation says, but for a bare ObjectRef."""
+    app = rc.stage(of(int), pass_by=pass_by)
+    assert app.root.first is not None
+    assert app.root.first.signature.takes == pass_by
+
+
+# Reading signatures
+
+
+def test_annotations_written_as_strings_are_resolved() -> None:
+    """This module's annotations are strings (PEP 563), and are resolved all the same."""
+
+    def function(a: Item, b: list[int] = [], *, c: rc.Ref[str] | None = None) -> Iterator[Item]:  # noqa: B006
+        yield a
+
+    assert isinstance(function.__annotations__["a"], str)
+    signature = describe(function)
+    assert [p.annotation for p in signature.parameters] == [Item, list[int], rc.Ref[str] | None]
+    assert (signature.returns, signature.streams) == (Item, True)
+
+
+def test_string_annotations_may_name_a_local_that_the_function_uses() -> None:
+    """A local class in a string annotation resolves where the function itself refers to it."""
+
+    class Local:
+        pass
+
+    def function(x: Local) -> Local:
+        assert isinstance(x, Local)
+        return x
+
+    signature = describe(function)
+    assert (signature.accepts, signature.returns) == (Local, Local)
+
+
+def test_string_annotations_that_do_not_resolve_are_unknown() -> None:
+    """A name that exists for the type checker alone leaves the stage unannotated, not broken."""
+
+    def function(x: OnlyForChecker, y: int) -> AlsoUnknown:  # type: ignore[name-defined]  # noqa: F821
+        return x
+
+    signature = describe(function)
+    assert (signature.accepts, signature.returns) == (UNKNOWN, UNKNOWN)
+    assert [p.annotation for p in signature.parameters] == [UNKNOWN, int]
+    assert rc.local(rc.pipeline(function, lambda x: x)).call(1, 2) == 1
+
+
+def test_reading_a_signature_changes_nothing_in_the_module() -> None:
+    """Resolving names leaves the function's module as it was."""
+    before = set(globals())
+    describe(test_reading_a_signature_changes_nothing_in_the_module)
+    assert set(globals()) == before
+
+
+class Worker:
+    """Methods of every kind."""
+
+    def plain(self, x: int) -> str:
+        return str(x)
+
+    async def later(self, x: int) -> str:
+        return str(x)
+
+    def items(self, x: int) -> Iterator[str]:
+        yield str(x)
+
+    async def later_items(self, x: int) -> AsyncIterator[str]:
+        yield str(x)
+
+    @staticmethod
+    def static(x: int) -> str:
+        return str(x)
+
+    @classmethod
+    def of_class(cls, x: int) -> str:
+        return str(x)
+
+    def __call__(self, x: int) -> str:
+        return str(x)
+
+
+class AsyncWorker:
+    async def __call__(self, x: int) -> str:
+        return str(x)
+
+
+class GeneratingWorker:
+    async def __call__(self, x: int) -> AsyncGenerator[str, None]:
+        yield str(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Worker().plain,
+        Worker().later,
+        Worker().static,
+        Worker().of_class,
+        Worker.static,
+        Worker.of_class,
+        Worker(),
+        AsyncWorker(),
+        functools.partial(Worker.plain, Worker()),
+        functools.partial(functools.partial(Worker().plain)),
+        functools.partial(Worker()),
+    ],
+)
+def test_callables_of_every_kind_are_read(function: Any) -> None:
+    """Methods, static and class methods, callable objects and partials have their own parameters."""
+    signature = describe(function)
+    assert [p.name for p in signature.parameters] == ["x"]
+    assert (signature.accepts, signature.returns) == (int, str)
+    assert signature.known
+    assert not signature.streams
+
+
+@pytest.mark.parametrize("name", ["plain", "later", "static", "of_class", "__call__"])
+def test_methods_of_a_deployment_are_read_without_self(name: str) -> None:
+    """A deployment's method is read from its class, without self where it has one, and runs."""
+    app = rc.stage(serve.deployment(Worker).bind(), method=name)
+    assert app.root.first is not None
+    assert app.root.first.signature.accepts is int
+    assert [p.name for p in app.root.first.signature.parameters] == ["x"]
+    assert rc.local(app).call(3) == "3"
+
+
+def test_a_partial_hides_what_it_has_filled_in() -> None:
+    """The first parameter of a partial is the first that is still open."""
+
+    def function(model: str, x: int, *, scale: float = 1.0) -> int:
+        return x
+
+    signature = describe(functools.partial(function, "m"))
+    assert (signature.parameters[0].name, signature.accepts) == ("x", int)
+
+
+def test_what_has_no_signature_is_unknown() -> None:
+    """A builtin without a signature is no error: nothing is known of it."""
+    signature = describe(iter)
+    assert not signature.known
+    assert signature.parameters == ()
+    assert signature.takes == "value"
+
+
+@pytest.mark.parametrize(
+    ("function", "generates"),
+    [
+        (Worker().items, True),
+        (Worker().later_items, True),
+        (GeneratingWorker(), True),
+        (functools.partial(Worker().items), True),
+        (Worker().plain, False),
+        (Worker().later, False),
+        (Worker(), False),
+        (len, False),
+        (lambda: (yield), True),
+    ],
+)
+def test_generators_are_recognised(function: Any, generates: bool) -> None:
+    """Sync and async generator functions stream, in whatever wrapping."""
+    assert is_generator(function) is generates
+    assert describe(function).streams is generates
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (Worker().later, True),
+        (Worker().later_items, True),
+        (AsyncWorker(), True),
+        (GeneratingWorker(), True),
+        (functools.partial(Worker().later), True),
+        (Worker().plain, False),
+        (Worker().items, False),
+        (Worker(), False),
+    ],
+)
+def test_async_callables_are_recognised(function: Any, expected: bool) -> None:
+    """What runs on the event loop is told from what runs in a thread."""
+    assert is_async(function) is expected
+
+
+@pytest.mark.parametrize(
+    ("returns", "item"),
+    [
+        (Iterator[int], int),
+        (Iterable[int], int),
+        (Generator[int, None, None], int),
+        (AsyncIterator[int], int),
+        (AsyncGenerator[int, None], int),
+        (typing.Iterator[int], int),  # people write it
+        (Iterator, UNKNOWN),
+        (Any, UNKNOWN),
+    ],
+)
+def test_a_generators_result_is_its_items(returns: Any, item: Any) -> None:
+    """A streaming stage gives the type of its items."""
+
+    def function(x: int) -> Any:
+        yield x
+
+    function.__annotations__["return"] = returns
+    assert describe(function).returns == item
+
+
+class Batching:
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    async def __call__(self, xs: list[int]) -> list[int]:
+        return [x * 2 for x in xs]
+
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    async def items(self, xs: list[int]) -> AsyncIterator[list[int]]:
+        for n in range(2):
+            yield [x + n for x in xs]
+
+
+def test_a_batched_method_is_not_read_as_taking_lists() -> None:
+    """A ``@serve.batch`` method is called with single items, so its list annotation is no type."""
+    signature = describe(Batching.__call__, skip_self=True)
+    assert (signature.accepts, signature.returns) == (UNKNOWN, UNKNOWN)
+    assert not signature.streams
+    assert is_async(Batching.__call__)
+    assert describe(Batching.items, skip_self=True).streams
+    rc.pipeline(_text, serve.deployment(Batching).bind(), _text)
+
+
+def test_a_batched_stage_runs_on_the_local_engine() -> None:
+    """A ``@serve.batch`` method is called with single items on the local engine too."""
+    app = rc.pipeline(serve.deployment(Batching).bind(), lambda x: x + 1)
+    assert list(rc.local(rc.each(app)).call([1, 2, 3])) == [3, 5, 7]
+
+
+def test_a_batched_generator_streams_on_the_local_engine() -> None:
+    """A ``@serve.batch`` generator gives each caller its own items."""
+    app = rc.stage(serve.deployment(Batching).bind(), method="items")
+    assert list(rc.local(app).stream(5)) == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("function", "several"),
+    [
+        (lambda: 0, False),
+        (lambda x: 0, False),
+        (lambda x, y: 0, True),
+        (lambda x, y=1: 0, True),
+        (lambda x, *, y: 0, True),
+        (lambda *xs: 0, True),
+        (lambda **xs: 0, True),
+    ],
+)
+def test_takes_several(function: Any, several: bool) -> None:
+    """A callable with more than one parameter, or a variadic one, takes several."""
+    assert describe(function).takes_several is several
+
+
+def test_a_tasks_function_is_read() -> None:
+    """A ``@ray.remote`` function is read from the Python function that it wraps."""
+    app = rc.pipeline(ray.remote(_text))
+    assert app.root.first is not None
+    assert app.root.first.signature.returns is str
+
+
+# What fits what
+
+
+class Base:
+    pass
+
+
+class Derived(Base):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("output", "accepted"),
+    [
+        (int, int),
+        (bool, int),
+        (int, float),
+        (int, complex),
+        (float, complex),
+        (bool, float),
+        (Derived, Base),
+        (Base, Derived),
+        (list[int], list[str]),
+        (list, Sequence),
+        (dict[str, int], Mapping[str, int]),
+        (str, Any),
+        (Any, str),
+        (str, object),
+        (UNKNOWN, str),
+        (str, UNKNOWN),
+        (str, T),
+        (T, str),
+        (str, HasLen),
+        (int, HasLen),
+        (int | str, str),
+        (str, int | str),
+        (str, Optional[str]),  # noqa: UP045
+        (None, Optional[str]),  # noqa: UP045
+        (type(None), None),
+        (Annotated[int, "note"], int),
+        (int, Annotated[int, "note"]),
+        (int | T, list),
+        (typing.Literal["a"], str),
+        (typing.Literal["a"], list),
+        (Decimal, Decimal),
+        (typing.NewType("Id", int), str),
+        (dict, Movie),
+        (Movie, dict),
+        (type, typing.Type[int]),  # noqa: UP006
+    ],
+)
+def test_what_may_fit_is_allowed(output: Any, accepted: Any) -> None:
+    """The same class, relatives, the numeric tower and all that is unclear may pass."""
+    assert fits(output, accepted)
+
+
+@pytest.mark.parametrize(
+    ("output", "accepted"),
+    [
+        (str, list),
+        (str, list[int]),
+        (list[int], str),
+        (float, int),
+        (int, str),
+        (dict, list),
+        (None, str),
+        (int | str, list),
+        (int, list | dict),
+        (Base, int),
+        (Annotated[str, "note"], Annotated[int, "note"]),
+        (bytes, str),
+        (Item, int),
+        (dict, Item),
+        (Callable[[], int], str),
+    ],
+)
+def test_what_cannot_fit_is_not(output: Any, accepted: Any) -> None:
+    """Plain classes with nothing in common do not fit."""
+    assert not fits(output, accepted)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "name"),
+    [
+        (str, "str"),
+        (list[int], "list[int]"),
+        (None, "None"),
+        (Item, "Item"),
+        (int | None, "int | None"),
+    ],
+)
+def test_types_are_named_as_written(annotation: Any, name: str) -> None:
+    """Messages name a type as its author wrote it."""
+    assert type_name(annotation) == name
+
+
+# Doctests
+
+
+def modules() -> list[str]:
+    return [
+        "raycompose",
+        *(m.name for m in pkgutil.walk_packages([str(_package())], "raycompose.")),
+    ]
+
+
+def _package() -> Path:
+    assert raycompose.__file__
+    return Path(raycompose.__file__).parent
+
+
+@pytest.mark.parametrize("name", [m for m in modules() if not m.startswith("raycompose.cli")])
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    """Every doctest of the package passes."""
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+def test_there_are_examples_in_docstrings() -> None:
+    """The test above looks at something: the pure parts are doctested."""
+    found = (
+        doctest.DocTestFinder().find(importlib.import_module(name))
+        for name in modules()
+        if not name.startswith("raycompose.cli")
+    )
+    assert sum(bool(test.examples) for tests in found for test in tests) >= 1
+
+
+def _numbers(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+def _list(n: int) -> list[int]:
+    return [n]
+
+
+def _text(x: int) -> str:
+    return str(x)
