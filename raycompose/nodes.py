@@ -126,7 +126,9 @@ class Stage(Node):
         with ctx.at(self.name):
             args, kwargs = await self._arguments(value, ctx)
             started = await self.target.start(args, kwargs, ctx)
-        return await super().refer(value, ctx) if started is None else Ref(started, self.name)
+        if started is None:
+            return await super().refer(value, ctx)
+        return Ref(started, self.name, value if isinstance(value, Ref) else None)
 
     async def _items(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context
@@ -140,6 +142,9 @@ class Stage(Node):
         takes = self.signature.takes
         if isinstance(value, Stream) and self.target.remote:
             value = await value.shared()
+        if isinstance(value, Ref) and takes != "reference":  # Ray fetches it where it is needed
+            value = value.item if self.target.remote else await value
+            value = await value if isinstance(value, Ref) or takes != "value" else value
         if takes == "value" or type(value) is Arguments:
             return unpack(value)
         if takes == "request":
@@ -208,7 +213,7 @@ class Sequence(Node):
     def _plan(self) -> tuple[tuple[Node, bool, bool], ...]:
         following = (*self.steps[1:], None)
         return tuple(
-            (step, step.takes_stream, after is not None and after.takes_reference)
+            (step, step.takes_stream, after is not None and _by_reference(step, after))
             for step, after in zip(self.steps, following, strict=True)
         )
 
@@ -253,6 +258,16 @@ class Sequence(Node):
     def takes_reference(self) -> bool:
         """Whether the first step does."""
         return self.steps[0].takes_reference
+
+
+def _by_reference(before: Node, after: Node) -> bool:
+    """Whether the value between two steps travels as a reference."""
+    if after.takes_reference:
+        return True
+    if not (isinstance(before, Stage) and isinstance(after, Stage)) or before.streams:
+        return False
+    tasks = before.target.takes_object_refs or after.target.takes_object_refs
+    return tasks and before.target.remote and after.target.remote
 
 
 @dataclass(frozen=True)

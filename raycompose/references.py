@@ -30,13 +30,18 @@ class Ref(Generic[T]):
     Args:
         source: A Ray ``ObjectRef``, or where stages share a process, a future of the result.
         stage: The stage that produces the result, named in the error when it fails.
+        upstream: The reference that this stage was given, whose failure becomes its own.
     """
 
     def __init__(
-        self, source: "ObjectRef[T] | concurrent.futures.Future[T]", stage: str | None = None
+        self,
+        source: "ObjectRef[T] | concurrent.futures.Future[T]",
+        stage: str | None = None,
+        upstream: "Ref[Any] | None" = None,
     ) -> None:
         self._source = source
         self._stage = stage
+        self._upstream = upstream
 
     @classmethod
     def to(cls, value: T) -> "Ref[T]":
@@ -94,7 +99,8 @@ class Ref(Generic[T]):
                 return value
             return await asyncio.shield(asyncio.wrap_future(source))
         except Exception as error:
-            raise self._explained(error) from error.__cause__
+            further = await self._upstream.failed() if self._upstream else None
+            raise further or self._explained(error) from error.__cause__
 
     def get(self, timeout_s: float | None = None) -> T:
         """Block until the result is there and return it; for ``def`` stages, which run in threads.
@@ -128,7 +134,7 @@ class Ref(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._source, ObjectRef):
-            return Ref, (self._source, self._stage)
+            return Ref, (self._source, self._stage, self._upstream)
         # Ray's local testing mode pickles arguments, though they stay in this process.
         key = uuid.uuid4().hex
         _here[key] = self

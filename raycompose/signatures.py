@@ -67,7 +67,7 @@ class Signature:
 
     @property
     def beyond_one(self) -> list[str] | None:
-        """What a call with one value would leave out; ``None`` when it has no room for the value."""
+        """What a call with one value leaves out; ``None`` when there is no room for the value."""
         if not self.known:
             return []
         positional = [p for p in self.parameters if p.kind <= inspect.Parameter.VAR_POSITIONAL]

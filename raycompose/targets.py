@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from raycompose import _serve
 from raycompose.hosting import Host
+from raycompose.references import Ref
 from raycompose.runner import Context
 from raycompose.signatures import is_async
 
@@ -33,6 +34,8 @@ class Target(ABC):
     """Whether the call leaves this process, so that its arguments must be picklable."""
     portable: ClassVar[bool] = True
     """Whether a stream that calls it may be iterated in another replica."""
+    takes_object_refs: ClassVar[bool] = False
+    """Whether values reach it, and leave it, as ``ObjectRef``s that the caller never fetches."""
 
     @abstractmethod
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
@@ -69,9 +72,15 @@ class Deployed(Target):
     def _streaming(self) -> Any:
         return self._handle.options(stream=True)
 
+    @cached_property
+    def _by_reference(self) -> Any:
+        # gRPC has no ObjectRefs: pickled into a message, Ray would pin what they refer to for ever.
+        return self._handle.options(_by_reference=True)
+
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        response = _multiplexed(self._handle, ctx).remote(*args, **kwargs)
+        handle = self._by_reference if _carries_reference(args) else self._handle
+        response = _multiplexed(handle, ctx).remote(*args, **kwargs)
         try:
             return await response
         except asyncio.CancelledError:
@@ -83,8 +92,7 @@ class Deployed(Target):
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
-        handle = _multiplexed(self._handle, ctx).options(_by_reference=True)
-        response = handle.remote(*args, **kwargs)
+        response = _multiplexed(self._by_reference, ctx).remote(*args, **kwargs)
         ctx.on_failure(response.cancel)
         ref = await _serve.object_ref(response)
         return ctx.start(_result(response)) if ref is None else ref
@@ -99,6 +107,13 @@ class Deployed(Target):
             raise _serve.unwrap(error) from error
         finally:
             response.cancel()
+
+
+def _carries_reference(args: Args) -> bool:
+    first = args[0] if args else None
+    if isinstance(first, list) and len(first) == 1:
+        first = first[0]
+    return isinstance(first, ObjectRef | Ref)
 
 
 async def _result(response: Any) -> Any:
@@ -172,6 +187,7 @@ class Task(Target):
     """
 
     remote: ClassVar[bool] = True
+    takes_object_refs: ClassVar[bool] = True
     function: Any
 
     @override
