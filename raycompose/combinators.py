@@ -17,7 +17,7 @@ from raycompose.branches import (
 from raycompose.compose import Pipeline, check_takes_one, stage
 from raycompose.errors import CompositionError
 from raycompose.nodes import Node, Stage
-from raycompose.signatures import Signature
+from raycompose.signatures import describe
 from raycompose.streams import Stream
 from raycompose.targets import Inline
 
@@ -198,9 +198,7 @@ async def _collect(items: Stream[Any]) -> list[Any]:
     return [item async for item in items]
 
 
-collect: Pipeline[Any, Any] = Pipeline(
-    Stage("collect", Inline(_collect), Signature(known=True, takes="stream"))
-)
+collect: Pipeline[Any, Any] = Pipeline(Stage("collect", Inline(_collect), describe(_collect)))
 """Turns a stream into a list: ``[item async for item in stream]``."""
 
 
