@@ -12,16 +12,23 @@ from typing import Any, NamedTuple
 from ray import serve
 from ray._private.services import canonicalize_bootstrap_address
 from ray.dag.py_obj_scanner import _PyObjScanner
-from ray.exceptions import RayTaskError
-from ray.serve import Application, Deployment
+from ray.exceptions import RayError, RayTaskError, UnserializableException
+from ray.serve import Application, Deployment, context
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import BuiltApplication, IDDict, build_app
-from ray.serve._private.constants import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT
+from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.http_util import ASGIAppReplicaWrapper, convert_object_to_asgi_messages
 from ray.serve._private.local_testing_mode import make_local_deployment_handle
 from ray.serve.batching import _LazyBatchQueueWrapper
-from ray.serve.context import _get_global_client, _get_serve_request_context
+from ray.serve.context import (
+    _get_global_client,
+    _get_internal_replica_context,
+    _get_serve_request_context,
+    _set_internal_replica_context,
+)
 from ray.serve.handle import DeploymentHandle
+
+from raycompose.errors import restored
 
 
 class RequestContext(NamedTuple):
@@ -34,8 +41,13 @@ class RequestContext(NamedTuple):
 
 def request_context() -> RequestContext:
     """Return the current request's ids, empty strings outside a replica."""
-    context = _get_serve_request_context()
-    return RequestContext(context.request_id, context.app_name, context.multiplexed_model_id)
+    request = _get_serve_request_context()
+    return RequestContext(request.request_id, request.app_name, request.multiplexed_model_id)
+
+
+def in_replica() -> bool:
+    """Tell whether this process is a Serve replica."""
+    return _get_internal_replica_context() is not None
 
 
 def deployment_of(app: Application) -> Deployment:
@@ -66,26 +78,49 @@ def is_batched(method: Callable[..., Any]) -> bool:
     return hasattr(method, "set_max_batch_size")
 
 
-def with_own_batch_queues(definition: type) -> type:
-    """Return the class with ``@serve.batch`` queues of its own.
+def with_own_batch_queues(definition: Any, deployment: Deployment) -> Any:
+    """Return the class or function with ``@serve.batch`` queues of its own, on the running loop.
 
     Ray keeps a method's queue on the class, which is right for one instance in a process. Two
     fused stages of one class would otherwise have their calls answered by each other's instance.
     """
-    own = {}
-    for name, method in inspect.getmembers(definition, is_batched):
-        cells = inspect.getclosurevars(method).nonlocals["enqueue_request"].__closure__
-        queue: Any = next(
-            c.cell_contents for c in cells if isinstance(c.cell_contents, _LazyBatchQueueWrapper)
-        )
-        own[name] = serve.batch(
-            max_batch_size=queue.max_batch_size,
-            batch_wait_timeout_s=queue.batch_wait_timeout_s,
-            max_concurrent_batches=queue.max_concurrent_batches,
-            batch_size_fn=queue.batch_size_fn,
-        )(queue.handle_batch_func)
+    if not inspect.isclass(definition):
+        return _rebatched(definition, deployment) if is_batched(definition) else definition
+    own = {
+        name: _rebatched(method, deployment)
+        for name, method in inspect.getmembers(definition, is_batched)
+    }
     names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
     return type(definition.__name__, (definition,), {**own, **names}) if own else definition
+
+
+def _rebatched(method: Any, deployment: Deployment) -> Any:
+    old = _batch_queue(method)
+    new = serve.batch(
+        max_batch_size=old.max_batch_size,
+        batch_wait_timeout_s=old.batch_wait_timeout_s,
+        max_concurrent_batches=old.max_concurrent_batches,
+        batch_size_fn=old.batch_size_fn,
+    )(old.handle_batch_func)
+    if not in_replica():  # a queue asks for its replica's context when it is made
+        _set_internal_replica_context(
+            replica_id=ReplicaID("local", DeploymentID(deployment.name, "local")),
+            servable_object=new,
+            _deployment_config=deployment._deployment_config,
+            rank=None,
+            world_size=1,
+        )
+        try:
+            _batch_queue(new).queue  # noqa: B018  # makes it
+        finally:
+            context._INTERNAL_REPLICA_CONTEXT = None
+    return new
+
+
+def _batch_queue(method: Any) -> Any:
+    cells = inspect.getclosurevars(method).nonlocals["enqueue_request"].__closure__
+    contents = (cell.cell_contents for cell in cells)
+    return next(c for c in contents if isinstance(c, _LazyBatchQueueWrapper))
 
 
 def setting(deployment: Deployment, name: str) -> Any:
@@ -102,6 +137,12 @@ def task_function(task: Any) -> Callable[..., Any] | None:
 def actor_method_name(method: Any) -> str:
     """Return the name of a Ray actor's method."""
     name: str = method._method_name
+    return name
+
+
+def actor_class_name(actor_class: Any) -> str:
+    """Return the name of the class that ``@ray.remote`` wraps."""
+    name: str = actor_class.__ray_metadata__.class_name
     return name
 
 
@@ -207,19 +248,25 @@ def encode_body(value: Any) -> tuple[bytes, str]:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """Return the exception that the user's code raised, out of Ray's ``RayTaskError``."""
+    """Return the exception that the user's code raised, out of Ray's ``RayTaskError``.
+
+    Where Ray could not send it and only its text arrived, what stands for it.
+    """
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
+    if isinstance(error, UnserializableException):
+        return restored(str(error))
+    if type(error) is RayError and "isn't serializable" in str(error):
+        return restored(str(error))
     return error
 
 
 __all__ = [
-    "DEFAULT_HTTP_HOST",
-    "DEFAULT_HTTP_PORT",
     "DeploymentHandle",
     "LazyApplication",
     "RequestContext",
     "Running",
+    "actor_class_name",
     "actor_method_name",
     "autoscaling_config",
     "build",
@@ -227,6 +274,7 @@ __all__ = [
     "cluster_address",
     "deployment_of",
     "encode_body",
+    "in_replica",
     "is_batched",
     "is_fastapi_ingress",
     "object_ref",

@@ -178,6 +178,13 @@ class Split(_Choosing):
         except Exception as error:
             mark(error, self.name)
             raise
+        if not _is_stable(key):
+            unstable = TypeError(
+                f"the key function of {self.name!r} gave {type(key).__name__}, whose text may "
+                "differ between processes: give a str, bytes, number, None, or a tuple of these"
+            )
+            mark(unstable, self.name)
+            raise unstable
         text = key if isinstance(key, bytes) else f"{type(key).__name__}:{key!r}".encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64 * 100
@@ -295,6 +302,12 @@ class Fallback(_Choosing):
         for other in others:
             add_note(first, f"fallback {self.name!r} also failed with {other!r}")
         raise first
+
+
+def _is_stable(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(map(_is_stable, key))
+    return key is None or type(key) in (str, bytes, int, float, bool)
 
 
 def _hashable(key: Any) -> bool:

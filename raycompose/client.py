@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request as StarletteRequest
@@ -22,6 +22,7 @@ from raycompose.errors import RayComposeError
 from raycompose.fusing import localised
 from raycompose.hosting import constructed
 from raycompose.ingress import Ingress
+from raycompose.streams import cancel
 
 
 class Client(ABC):
@@ -139,7 +140,7 @@ class _Remote(Client):
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except RayTaskError as error:
+        except RayError as error:
             raise _serve.unwrap(error) from error
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,7 +148,7 @@ class _Remote(Client):
         try:
             async for item in response:
                 yield item
-        except RayTaskError as error:
+        except RayError as error:
             raise _serve.unwrap(error) from error
         finally:
             response.cancel()
@@ -202,21 +203,29 @@ class _Local(Client):
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
-        caller = asyncio.get_running_loop()
+        here = asyncio.get_running_loop()
+        received: asyncio.Queue[Any] = asyncio.Queue()
 
         # The pipeline lives on the background loop, the server on its own.
         async def receive_there() -> Any:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(receive(), caller))  # type: ignore[arg-type]  # coroutine functions, in every server
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(received.get(), here))
 
         async def send_there(message: Any) -> None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(send(message), caller))  # type: ignore[arg-type]  # as above
+            sending: Any = send(message)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, here))
 
         async def answer() -> None:
-            request = StarletteRequest(scope, receive_there)
-            response = await self._ingress.http(request)
+            response = await self._ingress.http(StarletteRequest(scope, receive_there))
             await response(scope, receive_there, send_there)
 
-        await asyncio.wrap_future(portal.submit(answer()))
+        answering = asyncio.wrap_future(portal.submit(answer()))
+        listening = asyncio.ensure_future(_receive_all(receive, received))
+        try:
+            await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():  # else the client has gone
+                answering.result()
+        finally:
+            await cancel(answering, listening)
 
     def close(self) -> None:
         """Nothing runs outside this process; the objects go with the client."""
@@ -300,6 +309,15 @@ async def _within(timeout_s: float | None, coroutine: Any) -> Any:
 
 async def _next(items: Any) -> Any:
     return await anext(items)
+
+
+async def _receive_all(receive: Receive, received: "asyncio.Queue[Any]") -> None:
+    """Pass messages on until the client disconnects."""
+    while True:
+        message = await receive()
+        received.put_nowait(message)
+        if message["type"] == "http.disconnect":
+            return
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

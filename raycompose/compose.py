@@ -1,6 +1,8 @@
 """Graphs become Ray Serve applications: ``Pipeline``, ``pipeline()``, ``stage()``."""
 
+import copy
 import inspect
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
@@ -61,6 +63,16 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         self.given = dict(options or {})
         """The options that ``options()`` has set."""
 
+    @overload
+    def then(self, target: "Pipeline[Out, T]", **options: Any) -> "Pipeline[In, T]": ...
+    @overload
+    def then(
+        self, target: Callable[[Out], Coroutine[Any, Any, T]], **options: Any
+    ) -> "Pipeline[In, T]": ...
+    @overload
+    def then(self, target: Callable[[Out], T], **options: Any) -> "Pipeline[In, T]": ...
+    @overload
+    def then(self, target: Any, **options: Any) -> "Pipeline[In, Any]": ...
     def then(self, target: Any, **options: Any) -> "Pipeline[In, Any]":
         """Return this pipeline followed by one more stage.
 
@@ -75,6 +87,14 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         """
         return pipeline(self, stage(target, **options) if options else target)
 
+    @overload
+    def __or__(self, target: "Pipeline[Out, T]") -> "Pipeline[In, T]": ...
+    @overload
+    def __or__(self, target: Callable[[Out], Coroutine[Any, Any, T]]) -> "Pipeline[In, T]": ...
+    @overload
+    def __or__(self, target: Callable[[Out], T]) -> "Pipeline[In, T]": ...
+    @overload
+    def __or__(self, target: Any) -> "Pipeline[In, Any]": ...
     def __or__(self, target: Any) -> "Pipeline[In, Any]":
         return pipeline(self, target)
 
@@ -93,12 +113,14 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         Raises:
             CompositionError: There is no such option, or Ray refuses its value.
         """
-        changed = Pipeline[In, Out](self.root, {**self.given, **options})
+        given = {**self.given, **options}
+        _check_settings(given)
         try:
-            changed._front()
+            # What fused stages ask for is merged later: it may still be overridden.
+            serve.deployment(Ingress).options(**copy.deepcopy(_of_the_front(given)))
         except (TypeError, ValueError) as error:
             raise CompositionError(f"options of the pipeline: {error}") from error
-        return changed
+        return Pipeline(self.root, given)
 
     def fuse(self, *names: str) -> "Pipeline[In, Out]":
         """Return this pipeline with stages run inside its own replica: no hop between them.
@@ -131,9 +153,8 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         return _serve.deployment_of(self._front().bind(self.root, self.settings))
 
     def _front(self) -> Deployment:
-        given = {k: v for k, v in self.given.items() if k not in _SETTINGS}
-        merged = fusing.front_options(self.root, _FRONT, given)
-        return serve.deployment(Ingress).options(**merged)
+        merged = fusing.front_options(self.root, _FRONT, _of_the_front(self.given))
+        return serve.deployment(Ingress).options(**copy.deepcopy(merged))  # Ray changes them
 
     @property
     def settings(self) -> Settings:
@@ -151,6 +172,21 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         return state
 
 
+def _of_the_front(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are the deployment's rather than the edge's."""
+    return {k: v for k, v in given.items() if k not in _SETTINGS}
+
+
+def _check_settings(given: Mapping[str, Any]) -> None:
+    if not isinstance(given.get("debug", False), bool):
+        raise CompositionError(f"options(debug={given['debug']!r}): it is True or False")
+    limit = given.get("max_body_bytes", 1)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise CompositionError(
+            f"options(max_body_bytes={limit!r}): it is a whole number of bytes, 1 or more"
+        )
+
+
 @overload
 def pipeline(a: Pipeline[A, B], /) -> Pipeline[A, B]: ...
 @overload
@@ -160,7 +196,34 @@ def pipeline(a: Callable[[A], B], /) -> Pipeline[A, B]: ...
 @overload
 def pipeline(a: Pipeline[A, B], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
 @overload
+def pipeline(a: Pipeline[A, B], b: Callable[[B], Coroutine[Any, Any, C]], /) -> Pipeline[A, C]: ...
+@overload
+def pipeline(a: Pipeline[A, B], b: Callable[[B], C], /) -> Pipeline[A, C]: ...
+@overload
+def pipeline(a: Callable[[A], Coroutine[Any, Any, B]], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
+@overload
+def pipeline(
+    a: Callable[[A], Coroutine[Any, Any, B]], b: Callable[[B], Coroutine[Any, Any, C]], /
+) -> Pipeline[A, C]: ...
+@overload
+def pipeline(
+    a: Callable[[A], Coroutine[Any, Any, B]], b: Callable[[B], C], /
+) -> Pipeline[A, C]: ...
+@overload
+def pipeline(a: Callable[[A], B], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
+@overload
+def pipeline(
+    a: Callable[[A], B], b: Callable[[B], Coroutine[Any, Any, C]], /
+) -> Pipeline[A, C]: ...
+@overload
 def pipeline(a: Callable[[A], B], b: Callable[[B], C], /) -> Pipeline[A, C]: ...
+@overload
+def pipeline(
+    a: Callable[[A], Coroutine[Any, Any, B]],
+    b: Callable[[B], Coroutine[Any, Any, C]],
+    c: Callable[[C], Coroutine[Any, Any, D]],
+    /,
+) -> Pipeline[A, D]: ...
 @overload
 def pipeline(
     a: Callable[[A], B], b: Callable[[B], C], c: Callable[[C], D], /
@@ -204,6 +267,50 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]:
     return Pipeline(steps[0] if len(steps) == 1 else Sequence("", tuple(steps)), options)
 
 
+@overload
+def stage(
+    target: Pipeline[A, B],
+    *,
+    name: str | None = ...,
+    method: str = ...,
+    pass_by: PassBy | None = ...,
+    stream: bool | None = ...,
+    timeout_s: float | None = ...,
+    retry: int | Retry | None = ...,
+) -> Pipeline[A, B]: ...
+@overload
+def stage(
+    target: Callable[[A], Coroutine[Any, Any, B]],
+    *,
+    name: str | None = ...,
+    method: str = ...,
+    pass_by: PassBy | None = ...,
+    stream: bool | None = ...,
+    timeout_s: float | None = ...,
+    retry: int | Retry | None = ...,
+) -> Pipeline[A, B]: ...
+@overload
+def stage(
+    target: Callable[[A], B],
+    *,
+    name: str | None = ...,
+    method: str = ...,
+    pass_by: PassBy | None = ...,
+    stream: bool | None = ...,
+    timeout_s: float | None = ...,
+    retry: int | Retry | None = ...,
+) -> Pipeline[A, B]: ...
+@overload
+def stage(
+    target: Any,
+    *,
+    name: str | None = ...,
+    method: str = ...,
+    pass_by: PassBy | None = ...,
+    stream: bool | None = ...,
+    timeout_s: float | None = ...,
+    retry: int | Retry | None = ...,
+) -> Pipeline[Any, Any]: ...
 def stage(
     target: Any,
     *,
@@ -233,11 +340,14 @@ def stage(
     Raises:
         CompositionError: The target is not a stage, or an option does not fit it.
     """
-    if pass_by is not None and pass_by not in PASS_BY:
-        raise CompositionError(f"pass_by={pass_by!r}: it is one of {', '.join(map(repr, PASS_BY))}")
+    if name is not None and not (isinstance(name, str) and name):
+        raise CompositionError(f"name={name!r}: a stage's name is a str that is not empty")
     if isinstance(target, dict):
         from raycompose.combinators import parallel  # the combinators stand on this module
 
+        if not all(isinstance(key, str) for key in target):
+            keys = ", ".join(map(repr, target))
+            raise CompositionError(f"a dict of stages has str keys, got {keys}")
         target = parallel(**target)
     if isinstance(target, Pipeline):
         if method != "__call__" or pass_by is not None or stream is not None:
@@ -250,25 +360,37 @@ def stage(
             node = replace(node, label=name) if isinstance(node, Stage) else node
     else:
         node, options = _stage(target, name, method, pass_by, stream), {}
-    return Pipeline(_limited(node, name, timeout_s, retry), options)
+    limited = _limited(node, name or node.label or "pipeline", name, timeout_s, retry)
+    return Pipeline(limited, options)
 
 
 def _limited(
-    node: Node, name: str | None, timeout_s: float | None, retry: int | Retry | None
+    node: Node,
+    called: str,
+    name: str | None,
+    timeout_s: float | None,
+    retry: int | Retry | None,
 ) -> Node:
     """The node within its limits; a sub-pipeline is wrapped to carry a name, too."""
     label = "" if isinstance(node, Stage) else name or ("pipeline" if not node.label else "")
     if timeout_s is None and retry is None and (name is None or isinstance(node, Stage)):
         return node
-    if timeout_s is not None and (isinstance(timeout_s, bool) or not timeout_s > 0):
-        raise CompositionError(f"timeout_s={timeout_s!r}: it is a number of seconds above 0")
+    if timeout_s is not None and not (_is_number(timeout_s) and 0 < timeout_s < math.inf):
+        raise CompositionError(
+            f"stage {called!r}: timeout_s={timeout_s!r} is not a number of seconds above 0"
+        )
     try:
-        policy = Retry(attempts=retry) if isinstance(retry, int) else retry
+        policy = retry if retry is None or isinstance(retry, Retry) else Retry(attempts=retry)
     except (TypeError, ValueError) as error:
-        raise CompositionError(f"retry={retry!r}: {error}") from error
-    if policy is not None and not isinstance(policy, Retry):
-        raise CompositionError(f"retry={retry!r}: it is a number of attempts or an rc.Retry(...)")
+        raise CompositionError(
+            f"stage {called!r}: retry={retry!r} is neither a number of attempts nor an rc.Retry: "
+            f"{error}"
+        ) from error
     return Limited(label, node, Limits(timeout_s, policy))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _stage(
@@ -281,6 +403,9 @@ def _stage(
     except CompositionError as error:
         raise CompositionError(f"stage {label!r}: {error}") from error
     changes: dict[str, Any] = {}
+    if pass_by is not None and pass_by not in PASS_BY:
+        accepted = ", ".join(map(repr, PASS_BY))
+        raise CompositionError(f"stage {label!r}: pass_by={pass_by!r} is not one of {accepted}")
     if pass_by is not None:
         changes["takes"] = pass_by
     if stream is not None:
@@ -303,6 +428,11 @@ def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] |
         return Task(target), lambda: describe(function), function.__name__
     if isinstance(target, ray.actor.ActorMethod):
         return Task(target), None, _serve.actor_method_name(target)
+    if isinstance(target, ray.actor.ActorClass):
+        raise CompositionError(
+            f"got the actor class {_serve.actor_class_name(target)}: start an actor with "
+            ".remote(), and give one of its methods: actor.method"
+        )
     if callable(target) and not inspect.isclass(target):
         return Inline(target), lambda: describe(target), _function_name(target)
     raise CompositionError(

@@ -1,19 +1,18 @@
 """An HTTP request becomes the first stage's arguments."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, get_origin
 from urllib.parse import parse_qsl
 
 import pydantic
 from starlette.requests import Request as StarletteRequest
 
 from raycompose.errors import HTTPError
-from raycompose.request import Request
+from raycompose.request import MalformedJSONError, Request, parse_json
 from raycompose.runner import Arguments
-from raycompose.signatures import SCALARS, UNKNOWN, Signature
+from raycompose.signatures import UNKNOWN, Signature
 
 _NOTHING = object()
 
@@ -40,6 +39,10 @@ class Decoder:
         if self.signature is not None and self.signature.takes == "request":
             return Request(request.scope, body)
         value = _decode(request, body)
+        if not body and isinstance(value, dict):  # ?xs=1 is a list of one where xs is a list
+            value = {
+                k: [v] if k in self._lists and isinstance(v, str) else v for k, v in value.items()
+            }
         if value is _NOTHING and self.signature is None:
             raise HTTPError(422, "the pipeline takes one value: send a body or query parameters")
         return self._arguments(value)
@@ -66,6 +69,10 @@ class Decoder:
             return Arguments()
         if not signature.parameters:
             return Arguments()
+        beyond = signature.beyond_one
+        if beyond is None or beyond:
+            names = [p.name for p in signature.parameters if _required(p)]
+            raise HTTPError(422, f"send an object with {', '.join(names)}")
         return self._validated(signature.parameters[0].name, value)
 
     def _spreads(self, value: dict[str, Any]) -> bool:
@@ -74,7 +81,11 @@ class Decoder:
         if self.signature.takes_several:
             return True
         only = self.signature.parameters[:1]
-        return bool(only) and set(value) == {only[0].name} and only[0].annotation in SCALARS
+        if not only or set(value) != {only[0].name}:
+            return False
+        # f(n: int) and {"n": 3}: where the whole object is not what f takes, its one member is.
+        adapter = self._adapters.get(only[0].name)
+        return adapter is not None and not _is_valid(adapter, value)
 
     def _spread(self, value: dict[str, Any]) -> Arguments:
         assert self.signature is not None
@@ -106,6 +117,14 @@ class Decoder:
             raise HTTPError(422, problems) from error
 
     @cached_property
+    def _lists(self) -> frozenset[str]:
+        parameters = self.signature.parameters if self.signature else ()
+        lists = (list, tuple, set)
+        return frozenset(
+            p.name for p in parameters if (get_origin(p.annotation) or p.annotation) in lists
+        )
+
+    @cached_property
     def _adapters(self) -> dict[str, pydantic.TypeAdapter[Any]]:
         """What converts each annotated parameter; made once, not per request."""
         parameters = self.signature.parameters if self.signature else ()
@@ -122,6 +141,14 @@ def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any] | None:
         return None
 
 
+def _is_valid(adapter: pydantic.TypeAdapter[Any], value: Any) -> bool:
+    try:
+        adapter.validate_python(value)
+    except pydantic.ValidationError:
+        return False
+    return True
+
+
 def _required(parameter: Any) -> bool:
     variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     return parameter.default is parameter.empty and not variadic
@@ -130,34 +157,26 @@ def _required(parameter: Any) -> bool:
 def _decode(request: StarletteRequest, body: bytes) -> Any:
     """Return the body's value; the query parameters when there is no body."""
     if not body:
-        return dict(request.query_params) or _NOTHING
+        query = request.query_params
+        return {k: v if len(v := query.getlist(k)) > 1 else v[0] for k in query} or _NOTHING
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
-        return _json(body)
+        return parse_json(body)
     if kind == "application/x-www-form-urlencoded":  # what curl -d sends, whatever it sends
         return _json_or(body, _form if b"=" in body else lambda b: _text(b, request))
     if kind.startswith("text/"):
         return _text(body, request)
     if not kind:
-        return _json_or(body, lambda b: _text(b, request))
+        return _json_or(body, _text_or_bytes)
     if kind == "multipart/form-data":
         raise HTTPError(415, "multipart/form-data: take a starlette Request in the first stage")
     return body
 
 
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except RecursionError:
-        raise HTTPError(400, "malformed JSON: nested too deeply") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
-        raise HTTPError(400, f"malformed JSON: {error}") from None
-
-
 def _json_or(body: bytes, otherwise: Any) -> Any:
     try:
-        return _json(body)
-    except HTTPError:
+        return parse_json(body)
+    except MalformedJSONError:
         if body.lstrip()[:1] in (b"{", b"["):
             raise
         return otherwise(body)
@@ -177,5 +196,12 @@ def _text(body: bytes, request: StarletteRequest) -> str:
         charset = value.strip('"') if key.lower() == "charset" else charset
     try:
         return body.decode(charset)
-    except (LookupError, UnicodeDecodeError) as error:
-        raise HTTPError(400, f"the body is not {charset} text: {error}") from None
+    except (LookupError, ValueError) as error:
+        raise HTTPError(400, f"the body is not {charset!r} text: {error}") from None
+
+
+def _text_or_bytes(body: bytes) -> Any:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return body

@@ -4,12 +4,16 @@ RayComposeError
 ├── CompositionError    the graph cannot work; raised by the line that composes it
 ├── StageTimeoutError   a stage outlived its ``timeout_s`` (also a ``TimeoutError``)
 ├── NoMatchError        ``rc.switch`` found no branch for a value
+├── StageError          stands for a stage's own exception that cannot be sent between processes
 └── HTTPError           raised by users, in any stage, to answer with an HTTP status
 """
 
+import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from ray import cloudpickle
 from starlette.exceptions import HTTPException
 
 _STAGE = "_raycompose_stage"
@@ -59,8 +63,30 @@ class NoMatchError(RayComposeError):
         return f"{self.node!r} has no branch for {self.key}; it has {', '.join(self.keys)}"
 
 
-class HTTPError(RayComposeError):
+class StageError(RayComposeError):
+    """Stands for an exception of a stage that cannot be sent between processes.
+
+    Its type's name and its message survive. An exception can be sent when its ``__init__`` passes
+    all its arguments to ``super().__init__``, and when what it holds can be pickled.
+
+    Args:
+        type_name: The exception's type.
+        message: What it said.
+    """
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name = type_name
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message} (the exception itself cannot be pickled)"
+
+
+class HTTPError(RayComposeError, HTTPException):
     """Raise it in any stage, in any replica, to answer the request with that HTTP status.
+
+    Also a Starlette ``HTTPException``, so a FastAPI ingress with an embedded pipeline answers it.
 
     Args:
         status: The HTTP status code, 400 to 599.
@@ -73,13 +99,50 @@ class HTTPError(RayComposeError):
     ) -> None:
         if not 400 <= status <= 599:
             raise ValueError(f"HTTPError needs a status from 400 to 599, got {status}")
-        super().__init__(status, detail, headers)
-        self.status = status
+        Exception.__init__(self, status, detail, headers)  # what pickling keeps
+        self.status = self.status_code = status
         self.detail = detail
         self.headers = dict(headers or {})
 
+    def __repr__(self) -> str:
+        return f"HTTPError({self.status!r}, {self.detail!r})"
+
     def __str__(self) -> str:
         return f"HTTP {self.status}: {self.detail}" if self.detail else f"HTTP {self.status}"
+
+
+def portable(error: Exception) -> Exception:
+    """Return the error, or what stands for it where it would not survive being sent."""
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # whatever a user's __reduce__ or __init__ may raise
+        stand_in = StageError(f"{type(error).__module__}.{type(error).__qualname__}", str(error))
+        if (stage := failed_stage(error)) is not None:
+            mark(stand_in, stage)
+        return stand_in
+    return error
+
+
+def restored(text: str) -> Exception:
+    r"""Return what stands for an exception of which only Ray's text of its traceback arrived.
+
+    >>> restored("Traceback ...:\n  File ...\nstarlette.exceptions.HTTPException: 409: taken")
+    HTTPError(409, 'taken')
+    >>> str(restored("Traceback ...:\n  File ...\nmine.Odd: no luck"))
+    'mine.Odd: no luck (the exception itself cannot be pickled)'
+    """
+    text = re.sub("\x1b\\[[0-9;]*m", "", text).strip()
+    lines = list(re.finditer(r"^([A-Za-z_][\w.<>]*)(?:: |$)", text, re.MULTILINE))
+    if not lines:
+        return StageError("Exception", text)
+    type_name, message = lines[-1][1], text[lines[-1].end() :].strip()
+    http = re.fullmatch(r"([45]\d\d): (.*)", message, re.DOTALL)
+    if http and type_name.endswith("HTTPException"):
+        try:
+            return HTTPError(int(http[1]), ast.literal_eval(http[2]))
+        except (ValueError, SyntaxError):
+            return HTTPError(int(http[1]), http[2])
+    return StageError(type_name, message)
 
 
 def failed_stage(error: BaseException) -> str | None:
@@ -114,8 +177,6 @@ def add_note(error: BaseException, note: str) -> None:
 
 def is_client_error(error: BaseException) -> bool:
     """Tell whether the sender of the request is at fault (4xx), so that trying again is no help."""
-    if isinstance(error, HTTPError):
-        return error.status < 500
     if isinstance(error, HTTPException):
         return error.status_code < 500
     return isinstance(error, NoMatchError)

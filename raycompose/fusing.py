@@ -67,9 +67,13 @@ def localised(root: Node, app_name: str) -> Node:
 
 
 def _retarget(root: Node, change: Callable[[Target], Target]) -> Node:
-    return transform(
+    changed = transform(
         root, lambda n: replace(n, target=change(n.target)) if isinstance(n, Stage) else n
     )
+    hosted = [s.target.host for s in stages(changed) if isinstance(s.target, Hosted)]
+    for host in hosted:
+        host.shared = sum(other is host for other in hosted) > 1
+    return changed
 
 
 def hosts(root: Node) -> dict[str, Host]:

@@ -36,6 +36,9 @@ class Host:
         self._slots: Any = None
         self._queued = 0
         self._starting: asyncio.Task[None] | None = None
+        self._configured: Any = None
+        self.shared = False
+        """Whether several stages of the graph are methods of this deployment."""
 
     async def start(self) -> None:
         """Construct the user's class, once, and give it its ``user_config``."""
@@ -45,18 +48,20 @@ class Host:
 
     async def _construct(self) -> None:
         self._slots = asyncio.Semaphore(self.max_ongoing_requests)
-        if inspect.isclass(self.definition):
-            definition = _serve.with_own_batch_queues(self.definition)
+        definition = _serve.with_own_batch_queues(self.definition, self.deployment)
+        if inspect.isclass(definition):
             args, kwargs = self.arguments
             self._instance = await constructed(definition, *args, **kwargs)
         else:
-            self._instance = self.definition
+            self._instance = definition
         if self.user_config is not None:
             await self.reconfigure(self.user_config)
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Call the user's ``reconfigure(user_config)``."""
-        await _finish(self._instance.reconfigure(user_config))
+        """Call the user's ``reconfigure(user_config)``, unless it has this configuration."""
+        if user_config != self._configured:
+            await _finish(self._instance.reconfigure(user_config))
+            self._configured = user_config
 
     async def check_health(self) -> None:
         """Call the user's ``check_health``, if there is one; it raises when unhealthy."""
@@ -71,29 +76,34 @@ class Host:
         )
         return method
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one of the ``max_ongoing_requests`` places, waiting in line for it.
+    async def acquire(self) -> None:
+        """Take one of the ``max_ongoing_requests`` places, waiting in line for it.
 
         Raises:
             BackPressureError: ``max_queued_requests`` are waiting already.
         """
         if self._starting is None or not self._starting.done():
             await self.start()
-        if self._slots.locked():
-            if 0 <= self.max_queued_requests <= self._queued:
-                raise BackPressureError(self._queued, self.max_queued_requests)
-            self._queued += 1
-            try:
-                await self._slots.acquire()
-            finally:
-                self._queued -= 1
-        else:
+        if self._slots.locked() and 0 <= self.max_queued_requests <= self._queued:
+            raise BackPressureError(self._queued, self.max_queued_requests)
+        self._queued += 1
+        try:
             await self._slots.acquire()
+        finally:
+            self._queued -= 1
+
+    def release(self) -> None:
+        """Give the place back."""
+        self._slots.release()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold a place."""
+        await self.acquire()
         try:
             yield
         finally:
-            self._slots.release()
+            self.release()
 
     def __getstate__(self) -> dict[str, Any]:
         """What to run, without what runs: Ray pickles the arguments of a replica that has started.
@@ -101,6 +111,7 @@ class Host:
         A host that has started is never copied to be used: ``Hosted`` is not portable.
         """
         runtime = {"_slots": None, "_queued": 0, "_instance": None, "_starting": None}
+        runtime["_configured"] = None
         return {**self.__dict__, **runtime}
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from raycompose import _serve
 from raycompose.decoding import Decoder
-from raycompose.errors import RayComposeError
+from raycompose.errors import RayComposeError, portable
 from raycompose.fusing import hosts
 from raycompose.nodes import Node
 from raycompose.request import Request
@@ -52,13 +52,17 @@ class Ingress:
         first = root.first
         self._decode = Decoder(first.signature if first else None, settings.max_body_bytes)
         self._hosts = hosts(root)
+        self._in_replica = _serve.in_replica()
         await asyncio.gather(*(host.start() for host in self._hosts.values()))
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer one call, by handle or over HTTP; a streaming result is an async generator."""
         if len(args) == 1 and type(args[0]) is StarletteRequest and not kwargs:
             return await self.http(args[0])
-        result = await run(self._root, pack(args, kwargs), self._context())
+        try:
+            result = await run(self._root, pack(args, kwargs), self._context())
+        except Exception as error:
+            raise (portable(error) if self._in_replica else error) from error.__cause__
         return _generator(result) if isinstance(result, Stream) else result
 
     async def http(self, request: StarletteRequest) -> Response:
@@ -68,7 +72,7 @@ class Ingress:
             value = await self._decode(request)
             ctx.scope = Request(request.scope, b"").scope
             result = await run(self._root, value, ctx)
-            return await respond(result, request, ctx)
+            return await respond(result, request, ctx, debug=self._settings.debug)
         except Exception as error:
             return error_response(error, ctx, debug=self._settings.debug)
 

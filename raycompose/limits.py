@@ -1,7 +1,10 @@
 """Limits on a stage: a deadline over all attempts, and what may be tried again."""
 
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -10,6 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedE
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 
 from raycompose.errors import StageTimeoutError, mark
+from raycompose.streams import Stream
 
 TRANSIENT: tuple[type[Exception], ...] = (
     ActorDiedError,
@@ -45,8 +49,12 @@ class Retry:
             raise TypeError(f"attempts must be a whole number, got {self.attempts!r}")
         if self.attempts < 1:
             raise ValueError(f"attempts must be 1 or more, got {self.attempts}")
-        if self.initial_s < 0 or self.max_s < 0:
-            raise ValueError("initial_s and max_s are seconds, 0 or more")
+        for name in ("initial_s", "max_s"):
+            seconds = getattr(self, name)
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+                raise TypeError(f"{name} must be a number of seconds, got {seconds!r}")
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"{name} must be 0 seconds or more, and finite, got {seconds!r}")
         on = self.on if isinstance(self.on, tuple) else (self.on,)
         object.__setattr__(self, "on", on)
         if not all(isinstance(t, type) and issubclass(t, Exception) for t in on):
@@ -77,17 +85,45 @@ class Limits:
     timeout_s: float | None = None
     retry: Retry | None = None
 
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.timeout_s is not None or self.retry is not None
+
     async def run(self, stage: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
         """Run ``attempt``, again where the policy says so, until the deadline.
+
+        A stream has the same deadline for its last item, wherever it is consumed.
 
         Raises:
             StageTimeoutError: The deadline passed; the attempt under way was cancelled.
         """
         if self.timeout_s is None:
             return await self._attempts(attempt)
-        with anyio.move_on_after(self.timeout_s):
-            return await self._attempts(attempt)
-        error = StageTimeoutError(stage, self.timeout_s)
+        deadline = anyio.current_time() + self.timeout_s
+        result = await self._before(deadline, stage, partial(self._attempts, attempt))
+        if isinstance(result, Stream):
+            return Stream(partial(self._items, result, deadline, stage), portable=False)
+        return result
+
+    async def _items(
+        self, stream: Stream[Any], deadline: float, stage: str
+    ) -> AsyncGenerator[Any, None]:
+        async with aclosing(stream):
+            items = aiter(stream)
+            while True:
+                try:
+                    item = await self._before(deadline, stage, partial(anext, items))
+                except StopAsyncIteration:
+                    return
+                yield item
+
+    async def _before(
+        self, deadline: float, stage: str, action: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        with anyio.CancelScope(deadline=deadline):
+            return await action()
+        error = StageTimeoutError(stage, self.timeout_s or 0.0)
         mark(error, stage)
         raise error
 

@@ -284,7 +284,13 @@ class Limited(Node):
         """Run the body within its limits."""
         name = self.name or self.body.name
         with ctx.at(name) if self.name else nullcontext():
-            return await self.limits.run(name, partial(self.body.run, value, ctx))
+            return await self.limits.run(name, partial(self._attempt, value, ctx))
+
+    async def _attempt(self, value: Any, ctx: Context) -> Any:
+        result = await self.body.run(value, ctx)
+        if self.limits.any and isinstance(result, Stream):
+            return await result.begun()  # a stream may be tried again until its first item
+        return result
 
     @property
     def children(self) -> tuple[Node, ...]:

@@ -28,7 +28,8 @@ def install() -> None:
         RayComposeError: Ray itself defines one of them, which is never replaced.
     """
     for name, function in ADDED.items():
-        present = vars(Application).get(name)
+        # Not getattr: `type` itself has an __or__, which is not Application's.
+        present = next((vars(c)[name] for c in Application.__mro__ if name in vars(c)), None)
         if present is None:
             setattr(Application, name, function)
         elif getattr(present, "__module__", None) != __name__:

@@ -5,11 +5,14 @@ for this loop instead.
 """
 
 import asyncio
+import atexit
 import concurrent.futures
 import functools
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from anyio import to_thread
 
 T = TypeVar("T")
 
@@ -18,8 +21,30 @@ T = TypeVar("T")
 def loop() -> asyncio.AbstractEventLoop:
     """Return the process's background loop, starting it on first use."""
     background = asyncio.new_event_loop()
-    threading.Thread(target=background.run_forever, name="raycompose-loop", daemon=True).start()
+    thread = threading.Thread(target=background.run_forever, name="raycompose-loop", daemon=True)
+    thread.start()
+
+    async def configure() -> None:
+        # As many threads for `def` stages as Ray Serve gives a front deployment's replica.
+        to_thread.current_default_thread_limiter().total_tokens = 1000
+
+    asyncio.run_coroutine_threadsafe(configure(), background).result()
+    atexit.register(_stop, background, thread)
     return background
+
+
+def _stop(background: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """End what still runs, so that the interpreter does not find it pending."""
+
+    async def end() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=1) if tasks else None
+        background.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), background)
+    thread.join(timeout=2)
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:

@@ -1,14 +1,63 @@
 """Requests: a Starlette request that crosses processes and whose JSON needs no await."""
 
 import json
+import math
+import re
 from collections.abc import AsyncGenerator, Generator, Mapping, MutableMapping
 from typing import Any
 
 import starlette.requests
 from starlette.types import Message
 
+from raycompose.errors import HTTPError
+
 _SENDABLE = ("type", "method", "path", "root_path", "query_string", "headers", "http_version",
              "scheme", "server", "client", "path_params", "asgi")  # fmt: skip
+
+
+class MalformedJSONError(HTTPError, ValueError):
+    """The sender's body is not JSON. HTTP 400."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(400, f"malformed JSON: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _malformed, (self.detail, self.__dict__)
+
+
+def _malformed(detail: str, state: dict[str, Any]) -> MalformedJSONError:
+    error = MalformedJSONError(detail.removeprefix("malformed JSON: "))
+    error.__dict__.update(state)
+    return error
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the value of a JSON text, as RFC 8259 has it: no NaN, no infinity, no surrogates.
+
+    Raises:
+        MalformedJSONError: It is not JSON.
+    """
+    try:
+        # Only an exponent of three digits makes a float infinite; the hook is slow.
+        parse_float = _finite if _HUGE.search(body) else None
+        value = json.loads(body, parse_constant=_finite, parse_float=parse_float)
+        if b"\\u" in body:
+            json.dumps(value, ensure_ascii=False).encode()  # fails on half of a surrogate pair
+    except RecursionError:
+        raise MalformedJSONError("nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, UnicodeEncodeError
+        raise MalformedJSONError(str(error)) from None
+    return value
+
+
+_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a JSON number")
+    return number
 
 
 class Request(starlette.requests.Request):
@@ -50,10 +99,10 @@ class Request(starlette.requests.Request):
         """Return the body's JSON, to be used as it is or awaited.
 
         Raises:
-            json.JSONDecodeError: The body is not JSON.
+            ValueError: The body is not JSON; left alone, the request is answered with 400.
         """
         if not hasattr(self, "_value"):
-            self._value: Any = json.loads(self._body)
+            self._value: Any = parse_json(self._body)
         return _awaitable(self._value)
 
     async def body(self) -> bytes:

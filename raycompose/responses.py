@@ -1,6 +1,9 @@
 """Results and errors become HTTP responses."""
 
+import asyncio
+import json
 import logging
+import math
 import re
 import traceback
 from collections.abc import AsyncIterator
@@ -17,19 +20,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from raycompose import _serve
-from raycompose.errors import HTTPError, NoMatchError, StageTimeoutError, failed_stage
+from raycompose.errors import NoMatchError, StageTimeoutError, failed_stage
 from raycompose.runner import Context
-from raycompose.streams import Stream
+from raycompose.streams import Stream, cancel
 
 logger = logging.getLogger("ray.serve")
 
 
-async def respond(result: Any, request: Request, ctx: Context) -> Response:
+async def respond(result: Any, request: Request, ctx: Context, *, debug: bool = False) -> Response:
     """Return the response for a pipeline's result: streams as they come, the rest at once."""
     if isinstance(result, Stream):
-        return await _streamed(result, request, ctx)
+        return await _streamed(result, request, ctx, debug)
     response = result if isinstance(result, Response) else _whole(result)
-    response.headers["server-timing"] = server_timing(ctx)
+    response.headers.append("server-timing", server_timing(ctx))
     return response
 
 
@@ -38,18 +41,18 @@ def _whole(result: Any) -> Response:
     return Response(body, headers={"content-type": content_type})
 
 
-async def _streamed(stream: Stream[Any], request: Request, ctx: Context) -> Response:
+async def _streamed(stream: Stream[Any], request: Request, ctx: Context, debug: bool) -> Response:
     items = await stream.begun()  # an error before the first item still has a status
     first = items.peeked
-    sse = "text/event-stream" in request.headers.get("accept", "")
+    sse = "text/event-stream" in request.headers.get("accept", "").lower()
     if sse:
-        return StreamingResponse(_events(items, ctx), media_type="text/event-stream",
+        return StreamingResponse(_events(items, ctx, debug), media_type="text/event-stream",
                                  headers={"cache-control": "no-cache"})  # fmt: skip
     if isinstance(first, str):
         return StreamingResponse(_raw(items, ctx), media_type="text/plain")
     if isinstance(first, bytes):
         return StreamingResponse(_raw(items, ctx), media_type="application/octet-stream")
-    return StreamingResponse(_lines(items, ctx), media_type="application/x-ndjson")
+    return StreamingResponse(_lines(items, ctx, debug), media_type="application/x-ndjson")
 
 
 async def _raw(items: Stream[Any], ctx: Context) -> AsyncIterator[bytes]:
@@ -61,21 +64,54 @@ async def _raw(items: Stream[Any], ctx: Context) -> AsyncIterator[bytes]:
         raise  # aborts the transfer: a clean end would look complete
 
 
-async def _lines(items: Stream[Any], ctx: Context) -> AsyncIterator[bytes]:
+async def _lines(items: Stream[Any], ctx: Context, debug: bool) -> AsyncIterator[bytes]:
     try:
         async for item in items:
             yield _json_text(item) + b"\n"
     except Exception as error:
-        yield _json_text({"error": problem(error, ctx)}) + b"\n"
+        yield _json_text({"error": problem(error, ctx, debug=debug)}) + b"\n"
 
 
-async def _events(items: Stream[Any], ctx: Context) -> AsyncIterator[bytes]:
+async def _events(items: Stream[Any], ctx: Context, debug: bool) -> AsyncIterator[bytes]:
     try:
-        async for item in items:
+        async for item in _or_quiet(items):
+            if item is _QUIET:
+                yield b": keep-alive\n\n"
+                continue
             text = item if isinstance(item, str) else _json_text(item).decode()
-            yield "".join(f"data: {line}\n" for line in text.split("\n")).encode() + b"\n"
+            lines = re.split("\r\n|\r|\n", text)  # what ends a line in server-sent events
+            yield "".join(f"data: {line}\n" for line in lines).encode() + b"\n"
     except Exception as error:
-        yield b"event: error\ndata: " + _json_text(problem(error, ctx)) + b"\n\n"
+        yield b"event: error\ndata: " + _json_text(problem(error, ctx, debug=debug)) + b"\n\n"
+
+
+async def _or_quiet(items: Stream[Any]) -> AsyncIterator[Any]:
+    """The items, and ``_QUIET`` whenever there was none for a while: proxies cut silent streams."""
+    upcoming: asyncio.Task[Any] | None = None
+    iterator = aiter(items)
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(_next(iterator))
+            await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_S)
+            if not upcoming.done():
+                yield _QUIET
+                continue
+            try:
+                item, upcoming = upcoming.result(), None
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        await cancel(upcoming)
+
+
+async def _next(iterator: AsyncIterator[Any]) -> Any:
+    return await anext(iterator)
+
+
+_QUIET = object()
+KEEP_ALIVE_S = 15.0
+"""Seconds of silence after which a server-sent events stream gets a comment."""
 
 
 def _json_text(item: Any) -> bytes:
@@ -97,12 +133,14 @@ def server_timing(ctx: Context) -> str:
 def error_response(error: Exception, ctx: Context, *, debug: bool = False) -> Response:
     """Return an error as problem details (RFC 9457)."""
     details = problem(error, ctx, debug=debug)
-    return JSONResponse(
-        details,
-        status_code=details["status"],
-        headers=_headers(error),
-        media_type="application/problem+json",
-    )
+    try:
+        body, _ = _serve.encode_body(details)
+    except (TypeError, ValueError, RecursionError):  # a detail that JSON cannot hold
+        body = json.dumps({**details, "detail": str(details["detail"])}).encode()
+    headers = _headers(error)
+    if ctx.timings_s:
+        headers["server-timing"] = server_timing(ctx)
+    return Response(body, details["status"], headers, media_type="application/problem+json")
 
 
 def problem(error: Exception, ctx: Context, *, debug: bool = False) -> dict[str, Any]:
@@ -130,8 +168,6 @@ def _log(error: Exception, ctx: Context) -> None:
 def _status(error: Exception) -> tuple[int, Any]:
     """The HTTP status of an error, and what the client may know of it."""
     match error:
-        case HTTPError():
-            return error.status, error.detail
         case HTTPException():
             return error.status_code, error.detail
         case NoMatchError():
@@ -148,11 +184,17 @@ def _status(error: Exception) -> tuple[int, Any]:
 
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, BackPressureError):
-        return {"retry-after": str(max(1, round(error.retry_after_s or 1)))}
-    headers = (
-        getattr(error, "headers", None) if isinstance(error, HTTPError | HTTPException) else {}
-    )
-    return {k: re.sub(r"[\r\n\0]", " ", str(v)) for k, v in (headers or {}).items()}
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}
+    headers = (error.headers if isinstance(error, HTTPException) else None) or {}
+    return {
+        name: re.sub(r"[^\t\x20-\x7e\x80-\xff]", "?", str(value))
+        for name, value in headers.items()
+        # The body is ours, so what describes it is, too.
+        if _TOKEN.fullmatch(str(name)) and not str(name).lower().startswith("content-")
+    }
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _title(status: int) -> str:

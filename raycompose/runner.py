@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from raycompose import portal
+from raycompose import metrics, portal
 from raycompose.errors import mark
 
 
@@ -49,13 +49,17 @@ class Context:
     def at(self, stage: str) -> Iterator[None]:
         """Time what runs inside, and name the stage in what it raises."""
         started = time.perf_counter()
+        failed = False
         try:
             yield
         except Exception as error:
+            failed = True
             mark(error, stage)
             raise
         finally:
-            self.timings_s[stage] = self.timings_s.get(stage, 0.0) + time.perf_counter() - started
+            took_s = time.perf_counter() - started
+            self.timings_s[stage] = self.timings_s.get(stage, 0.0) + took_s
+            metrics.stage_called(self.pipeline, stage, took_s, failed=failed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         sent = (self.pipeline, self.request_id, self.multiplexed_model_id, self.scope)

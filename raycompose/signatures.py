@@ -258,7 +258,7 @@ def _plain_classes(annotation: Any) -> tuple[type, ...] | None:
     unclear = (
         not inspect.isclass(origin)
         or isinstance(annotation, TypeVar)
-        or origin in (object, UNKNOWN)
+        or origin in (object, UNKNOWN, Any)
         or getattr(origin, "_is_protocol", False)
     )
     return None if unclear else (origin,)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,8 @@ class Stream(Generic[T]):
         self.peeked: T | None = None
         """The first item, once ``begun()`` has waited for it."""
         self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        self._begun: Stream[Any] | None = None
+        self._blocking_items: Iterator[T] | None = None
 
     def map(self, function: Callable[[T], Awaitable[U]], *, portable: bool = True) -> "Stream[U]":
         """Return the stream of ``await function(item)``, in order, a few in flight at a time."""
@@ -62,6 +65,7 @@ class Stream(Generic[T]):
             return self
         resumed = Stream(partial(self._resumed, first), portable=False)
         resumed.peeked = first
+        resumed._begun = self
         return resumed
 
     async def _resumed(self, first: T) -> AsyncGenerator[T, None]:
@@ -84,6 +88,14 @@ class Stream(Generic[T]):
             return self._blocking()
         raise RayComposeError("this code runs on an event loop: use 'async for' on the stream")
 
+    async def __anext__(self) -> T:
+        return await anext(aiter(self))
+
+    def __next__(self) -> T:
+        if self._blocking_items is None:
+            self._blocking_items = iter(self)
+        return next(self._blocking_items)
+
     def _blocking(self) -> Iterator[T]:
         items = aiter(self)
         try:
@@ -99,6 +111,8 @@ class Stream(Generic[T]):
         """Stop: cancel whatever still produces items. Safe to call at any time, and twice."""
         if self._items is not None:
             await self._items.aclose()
+        elif self._begun is not None:
+            await self._begun.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
         if self._items is not None or not self._portable:
@@ -106,7 +120,7 @@ class Stream(Generic[T]):
                 "a stream that has begun, or that fused stages produce, cannot be pickled: "
                 "iterate it here, or 'await stream.shared()'"
             )
-        return {**self.__dict__, "_loop": None}
+        return {**self.__dict__, "_loop": None, "_blocking_items": None}
 
 
 async def _given(items: list[T]) -> AsyncGenerator[T, None]:
@@ -133,7 +147,13 @@ class _Mapped(Generic[T, U]):
                     waiting.add(upcoming)
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if running and running[0].done():
-                    yield running.popleft().result()
+                    result = running.popleft().result()
+                    if isinstance(result, Stream):  # a generator, mapped: its items, in order
+                        async with aclosing(result):
+                            async for item in result:
+                                yield item
+                    else:
+                        yield result
                 elif upcoming and upcoming.done():
                     failure = upcoming.exception()
                     if failure is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -10,9 +11,9 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import ray
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from ray import ObjectRef
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from ray.serve import Application
 from typing_extensions import override
 
@@ -21,6 +22,7 @@ from raycompose.hosting import Host
 from raycompose.references import Ref
 from raycompose.runner import Context
 from raycompose.signatures import is_async
+from raycompose.streams import Stream, cancel
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
@@ -45,8 +47,8 @@ class Target(ABC):
     def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         """Call it and give its items as they come. Closing the generator cancels the call."""
 
-    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
-        """Call it and give an ``ObjectRef`` to its result at once; ``None`` where there is none."""
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        """Call it and give an ``ObjectRef`` or a future of its result at once; ``None``: cannot."""
         return None
 
 
@@ -87,11 +89,11 @@ class Deployed(Target):
             # Cancelling an await does not cancel the remote call; response.cancel() does.
             response.cancel()
             raise
-        except RayTaskError as error:
+        except RayError as error:
             raise _serve.unwrap(error) from error
 
     @override
-    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         response = _multiplexed(self._by_reference, ctx).remote(*args, **kwargs)
         ctx.on_failure(response.cancel)
         ref = await _serve.object_ref(response)
@@ -103,7 +105,7 @@ class Deployed(Target):
         try:
             async for item in response:
                 yield item
-        except RayTaskError as error:
+        except RayError as error:
             raise _serve.unwrap(error) from error
         finally:
             response.cancel()
@@ -165,11 +167,33 @@ class Hosted(Target):
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         async with self.host.slot():
-            function = self.host.method(self.method)
-            return await call_function(function, args, kwargs, on_loop=is_async(function))
+            return await self._called(args, kwargs)
+
+    @override
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        # The place is taken here, in line, not by a task that runs after whoever waits for it.
+        await self.host.acquire()
+        started = ctx.start(self._called(args, kwargs))
+        loop = asyncio.get_running_loop()
+        started.add_done_callback(lambda _: loop.call_soon_threadsafe(self.host.release))
+        return started
+
+    async def _called(self, args: Args, kwargs: Kwargs) -> Any:
+        function = self.host.method(self.method)
+        return await call_function(function, args, kwargs, on_loop=is_async(function))
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        items = self._items(args, kwargs)
+        if self.host.shared:
+            # Another stage of the same deployment may need the place to take the items: let the
+            # producer run ahead, as Ray Serve does between replicas.
+            items = run_ahead(items)
+        async with aclosing(items):
+            async for item in items:
+                yield item
+
+    async def _items(self, args: Args, kwargs: Kwargs) -> AsyncGenerator[Any, None]:
         async with self.host.slot():
             function = self.host.method(self.method)
             items = iterate_function(function, args, kwargs, on_loop=is_async(function))
@@ -191,7 +215,7 @@ class Task(Target):
     function: Any
 
     @override
-    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> "ObjectRef[Any] | None":
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         ref = self.function.remote(*args, **kwargs)
         if isinstance(ref, list):  # num_returns=N: several results, so no one reference
             return None
@@ -206,7 +230,7 @@ class Task(Target):
         except asyncio.CancelledError:
             ray.cancel(ref)
             raise
-        except RayTaskError as error:
+        except RayError as error:
             raise _serve.unwrap(error) from error
 
     @override
@@ -215,7 +239,7 @@ class Task(Target):
         try:
             async for ref in refs:
                 yield await ref
-        except RayTaskError as error:
+        except RayError as error:
             raise _serve.unwrap(error) from error
         finally:
             ray.cancel(refs)
@@ -225,37 +249,83 @@ async def call_function(
     function: Callable[..., Any], args: Args, kwargs: Kwargs, *, on_loop: bool
 ) -> Any:
     """Call a Python callable: a coroutine on the loop, anything else in a thread."""
-    if on_loop:
-        return await function(*args, **kwargs)
-    call = partial(function, *args, **kwargs)
-    result = await to_thread.run_sync(call, abandon_on_cancel=True)
-    return await result if inspect.isawaitable(result) else result
+    try:
+        if on_loop:
+            return await function(*args, **kwargs)
+        result = await _in_thread(partial(function, *args, **kwargs), _limiter(args))
+        return await result if inspect.isawaitable(result) else result
+    except SystemExit as error:  # it would end the loop, and with it every other request
+        raise RuntimeError(f"the stage called sys.exit({error.code!r})") from error
 
 
 async def iterate_function(
     function: Callable[..., Any], args: Args, kwargs: Kwargs, *, on_loop: bool
 ) -> AsyncGenerator[Any, None]:
     """Give the items of a generator function, one at a time; a sync one runs in a thread."""
+    limiter = _limiter(args)
     call = partial(function, *args, **kwargs)
-    items = call() if on_loop else await to_thread.run_sync(call)
-    if inspect.isawaitable(items):
-        items = await items
-    if isinstance(items, AsyncIterator):
+    try:
+        items = call() if on_loop else await _in_thread(call, limiter)
+        if inspect.isawaitable(items):
+            items = await items
+        if isinstance(items, AsyncIterator):
+            try:
+                async for item in items:
+                    yield item
+            finally:
+                if isinstance(items, AsyncGenerator):
+                    await items.aclose()
+        elif isinstance(items, Iterator):
+            try:
+                while (item := await _next_in_thread(items, limiter)) is not _END:
+                    yield item
+            finally:
+                if inspect.isgenerator(items):
+                    await _in_thread(items.close, limiter)
+        else:
+            raise TypeError(
+                "the stage is a stream (a generator, or stream=True) but returned "
+                f"{type(items).__name__}: yield the items, or leave stream=True out"
+            )
+    except SystemExit as error:
+        raise RuntimeError(f"the stage called sys.exit({error.code!r})") from error
+
+
+async def _in_thread(call: Callable[[], Any], limiter: CapacityLimiter | None) -> Any:
+    return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
+
+
+async def _next_in_thread(items: Iterator[Any], limiter: CapacityLimiter | None) -> Any:
+    """The next item; when cancelled, not before the generator stands still and can be closed."""
+    step = asyncio.ensure_future(_in_thread(partial(next, items, _END), limiter))
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait({step})
+        raise
+
+
+def _limiter(args: Args) -> CapacityLimiter | None:
+    """Threads without limit for what waits, in its thread, for stages that need threads, too."""
+    return CapacityLimiter(math.inf) if any(isinstance(a, Stream | Ref) for a in args) else None
+
+
+async def run_ahead(items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """Give a generator's items while it goes on producing, without limit."""
+    made: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def produce() -> None:
         try:
-            async for item in items:
-                yield item
+            async with aclosing(items):
+                async for item in items:
+                    made.put_nowait(item)
         finally:
-            if isinstance(items, AsyncGenerator):
-                await items.aclose()
-    elif isinstance(items, Iterator):
-        try:
-            while (item := await to_thread.run_sync(next, items, _END)) is not _END:
-                yield item
-        finally:
-            if inspect.isgenerator(items):
-                await to_thread.run_sync(items.close)
-    else:
-        raise TypeError(
-            f"the stage is a stream (a generator, or stream=True) but returned "
-            f"{type(items).__name__}: yield the items, or leave stream=True out"
-        )
+            made.put_nowait(_END)
+
+    producer = asyncio.ensure_future(produce())
+    try:
+        while (item := await made.get()) is not _END:
+            yield item
+        await producer
+    finally:
+        await cancel(producer)
