@@ -96,7 +96,7 @@ class Client(ABC):
                     return
                 yield item
         finally:
-            portal.wait(items.aclose())
+            portal.finish(items.aclose(), None)
 
     async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Call a pipeline that streams and give its items as they come; see ``stream``."""
@@ -312,12 +312,17 @@ async def _next(items: Any) -> Any:
 
 
 async def _receive_all(receive: Receive, received: "asyncio.Queue[Any]") -> None:
-    """Pass messages on until the client disconnects."""
-    while True:
+    """Pass the body's messages on, and return when the client disconnects."""
+    more = True
+    while more:
         message = await receive()
         received.put_nowait(message)
-        if message["type"] == "http.disconnect":
-            return
+        more = message["type"] == "http.request" and message.get("more_body", False)
+    if message["type"] == "http.request":
+        message = await receive()  # nothing but the disconnect can follow the body
+        received.put_nowait(message)
+    if message["type"] != "http.disconnect":
+        await asyncio.Event().wait()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -340,8 +340,6 @@ def stage(
     Raises:
         CompositionError: The target is not a stage, or an option does not fit it.
     """
-    if name is not None and not (isinstance(name, str) and name):
-        raise CompositionError(f"name={name!r}: a stage's name is a str that is not empty")
     if isinstance(target, dict):
         from raycompose.combinators import parallel  # the combinators stand on this module
 
@@ -356,11 +354,13 @@ def stage(
             )
         node = target.root
         options = target.given
+        _check_name(name, repr(target))
         if name is not None:
             node = replace(node, label=name) if isinstance(node, Stage) else node
     else:
         node, options = _stage(target, name, method, pass_by, stream), {}
-    limited = _limited(node, name or node.label or "pipeline", name, timeout_s, retry)
+    called = name or node.label or repr(target)
+    limited = _limited(node, called, name, timeout_s, retry)
     return Pipeline(limited, options)
 
 
@@ -389,6 +389,11 @@ def _limited(
     return Limited(label, node, Limits(timeout_s, policy))
 
 
+def _check_name(name: Any, called: str) -> None:
+    if name is not None and not (isinstance(name, str) and name):
+        raise CompositionError(f"stage {called!r}: name={name!r} is not a str that names it")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -397,6 +402,7 @@ def _stage(
     target: Any, name: str | None, method: str, pass_by: PassBy | None, stream: bool | None
 ) -> Stage:
     made, function, own_name = _target(target, method)
+    _check_name(name, own_name)
     label = name or own_name
     try:
         signature = function() if function else Signature()

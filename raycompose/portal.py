@@ -65,6 +65,19 @@ def wait(coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None
         raise
 
 
+def finish(coroutine: Coroutine[Any, Any, Any], on: asyncio.AbstractEventLoop | None) -> None:
+    """Run a generator's clean-up, and wait for it where waiting is safe.
+
+    A generator that was left behind is closed by the garbage collector in whichever thread that
+    runs in: on an event loop's own thread, waiting for the loop would never end.
+    """
+    future = asyncio.run_coroutine_threadsafe(coroutine, on or loop())
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        future.result()
+
+
 def started(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
     """Start a coroutine on the running loop, as a future that any loop and thread can wait for."""
     return asyncio.run_coroutine_threadsafe(coroutine, asyncio.get_running_loop())

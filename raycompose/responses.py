@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from raycompose import _serve
 from raycompose.errors import NoMatchError, StageTimeoutError, failed_stage
+from raycompose.request import parse_json
 from raycompose.runner import Context
 from raycompose.streams import Stream, cancel
 
@@ -135,6 +136,7 @@ def error_response(error: Exception, ctx: Context, *, debug: bool = False) -> Re
     details = problem(error, ctx, debug=debug)
     try:
         body, _ = _serve.encode_body(details)
+        parse_json(body)  # NaN is not JSON, whatever Python says
     except (TypeError, ValueError, RecursionError):  # a detail that JSON cannot hold
         body = json.dumps({**details, "detail": str(details["detail"])}).encode()
     headers = _headers(error)

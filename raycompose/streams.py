@@ -105,7 +105,7 @@ class Stream(Generic[T]):
                 except StopAsyncIteration:
                     return
         finally:
-            portal.wait(self.aclose(), self._loop)
+            portal.finish(self.aclose(), self._loop)
 
     async def aclose(self) -> None:
         """Stop: cancel whatever still produces items. Safe to call at any time, and twice."""

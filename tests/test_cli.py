@@ -32,7 +32,10 @@ class Run:
         command = [*COMMAND, *arguments, "--port", str(self.port)]
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
     @property
@@ -119,7 +122,9 @@ def test_a_config_file_runs_with_what_it_overrides(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     serve = str(Path(sys.executable).with_name("serve"))
     build = [serve, "build", "four:app", "--app-dir", str(APPS), "--output-path", str(config)]
-    subprocess.run(build, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(APPS)})
+    subprocess.run(
+        build, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(APPS)}
+    )
     text = config.read_text()
     changed = text.replace("- name: Prefix_3", "- name: Prefix_3\n    num_replicas: 2", 1)
     assert changed != text
@@ -141,9 +146,7 @@ def test_a_config_file_runs_with_what_it_overrides(tmp_path: Path) -> None:
         (["four"], 2, r"'four' is not MODULE:ATTRIBUTE, as in hello:app"),
     ],
 )
-def test_what_cannot_run_is_one_clear_line(
-    arguments: list[str], status: int, message: str
-) -> None:
+def test_what_cannot_run_is_one_clear_line(arguments: list[str], status: int, message: str) -> None:
     """No traceback for what the user mistyped; their own code's line where their code fails."""
     returned, text = refused(*arguments, "--app-dir", str(APPS))
     assert returned == status, text

@@ -10,22 +10,48 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 import ray
 from fastapi import FastAPI
-from ray import ObjectRef, serve
+from ray import ObjectRef, cloudpickle, serve
 from ray.serve import Application
 
 import raycompose as rc
 from raycompose import _serve
 from raycompose.compose import stage_names
 
-EXPORTED = ["pipeline", "stage", "parallel", "switch", "when", "split", "shadow", "each", "fallback", "passthrough", "collect", "Pipeline", "Retry", "Ref", "Stream", "Request", "Client", "run", "connect", "local", "failed_stage", "RayComposeError", "CompositionError", "StageTimeoutError", "NoMatchError", "HTTPError", "__version__"]
+EXPORTED = [
+    "pipeline",
+    "stage",
+    "parallel",
+    "switch",
+    "when",
+    "split",
+    "shadow",
+    "each",
+    "fallback",
+    "passthrough",
+    "collect",
+    "Pipeline",
+    "Retry",
+    "Ref",
+    "Stream",
+    "Request",
+    "Client",
+    "run",
+    "connect",
+    "local",
+    "failed_stage",
+    "RayComposeError",
+    "CompositionError",
+    "StageTimeoutError",
+    "NoMatchError",
+    "HTTPError",
+    "__version__",
+]
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-class Model:
+class _Model:
     def __init__(self, bias: int = 1) -> None:
         self.bias = bias
 
@@ -36,12 +62,16 @@ class Model:
         return 2 * x
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-class Silent:
+class _Silent:
     """A deployment with no ``__call__``."""
 
     def speak(self, x: int) -> int:
         return x
+
+
+NO_CPU = {"num_cpus": 0}
+Model: Any = serve.deployment(name="Model", ray_actor_options=NO_CPU)(_Model)
+Silent: Any = serve.deployment(name="Silent", ray_actor_options=NO_CPU)(_Silent)
 
 
 def _square(x: int) -> int:
@@ -183,7 +213,7 @@ def test_pipelines_are_immutable(change: Callable[[Any], Any]) -> None:
     changed = change(app)
     assert changed is not app
     assert (app.root, repr(app), deployments(app)) == (root, shown, listed)
-    assert (changed.root, changed._options) != (app.root, app._options)
+    assert (changed.root, changed.given) != (app.root, app.given)
 
 
 def test_two_continuations_of_one_pipeline_do_not_meet() -> None:
@@ -543,12 +573,11 @@ def test_stage_that_takes_a_stream_behind_a_value_is_refused() -> None:
 def test_a_fastapi_ingress_is_no_stage(compose: Callable[[Any], Any]) -> None:
     """A FastAPI ingress is refused as a stage, with how to bind the pipeline into it instead."""
 
-    @serve.deployment
-    @serve.ingress(FastAPI())
     class Api:
         pass
 
-    message = refusal(lambda: compose(Api.bind()))
+    ingress: Any = serve.deployment(serve.ingress(FastAPI())(Api))
+    message = refusal(lambda: compose(ingress.bind()))
     assert "'Api'" in message
     assert "FastAPI" in message
     assert "Api.bind(app.embed())" in message
@@ -683,8 +712,7 @@ def test_a_graph_from_main_pickles(tmp_path: Path) -> None:
     made.write_text(
         textwrap.dedent("""
         import sys
-        import cloudpickle
-        from ray import serve
+        from ray import cloudpickle, serve
         import raycompose as rc
 
         @serve.deployment

@@ -482,7 +482,7 @@ def test_reconfiguring_and_status_of_a_fused_pipeline(cluster: None) -> None:
 def test_user_config_names_a_fused_stage(name: str) -> None:
     """A user_config for a stage that is not in the replica is an error that lists those there."""
     app = rc.pipeline(serve.deployment(Configured).bind()).fuse()
-    client = rc.local(app)
+    client: Any = rc.local(app)
     if name == "Configured":
         asyncio.run(client._ingress.reconfigure({name: "new"}))
         assert client.call(0)[1] == ["new"]

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 import raycompose as rc
 from raycompose.limits import TRANSIENT
 
+retry: Any = rc.Retry  # for arguments that the type checker would refuse
 FAST: Any = {"initial_s": 0.001, "max_s": 0.002}
 
 
@@ -50,6 +51,19 @@ class Flaky:
         return x
 
 
+async def until(condition: Callable[[], Any], deadline_s: float = 5) -> None:
+    """Wait for what happens on another event loop."""
+    end = time.monotonic() + deadline_s
+    while not condition() and time.monotonic() < end:  # noqa: ASYNC110  # as above
+        await asyncio.sleep(0.005)
+
+
+def drain(items: Iterator[Any], into: list[Any]) -> None:
+    """Append items one by one, so that those before an error are there."""
+    for item in items:
+        into.append(item)  # see above
+
+
 def elapsed(call: Callable[[], Any]) -> float:
     started = time.monotonic()
     call()
@@ -61,7 +75,8 @@ def transient(kind: type[Exception]) -> Exception:
     if kind is BackPressureError:
         return BackPressureError(1, 1, 503, 0.0)
     if kind is ReplicaUnavailableError:
-        return kind.__new__(kind)
+        unavailable: Exception = kind.__new__(kind)
+        return unavailable
     if kind is ActorUnavailableError:
         return ActorUnavailableError("unavailable", None)
     return kind()
@@ -76,16 +91,16 @@ def transient(kind: type[Exception]) -> Exception:
         lambda: rc.Retry(attempts=0),
         lambda: rc.Retry(attempts=-1),
         lambda: rc.Retry(attempts=True),
-        lambda: rc.Retry(attempts=2.0),
-        lambda: rc.Retry(attempts="3"),
+        lambda: retry(attempts=2.0),
+        lambda: retry(attempts="3"),
         lambda: rc.Retry(initial_s=-1),
         lambda: rc.Retry(max_s=-0.1),
-        lambda: rc.Retry(initial_s="1"),
+        lambda: retry(initial_s="1"),
         lambda: rc.Retry(max_s=float("nan")),
-        lambda: rc.Retry(on=("ValueError",)),
-        lambda: rc.Retry(on=42),
-        lambda: rc.Retry(on=(BaseException,)),
-        lambda: rc.Retry(on=(ValueError(),)),
+        lambda: retry(on=("ValueError",)),
+        lambda: retry(on=42),
+        lambda: retry(on=(BaseException,)),
+        lambda: retry(on=(ValueError(),)),
     ],
 )
 def test_a_wrong_policy_is_refused(make: Callable[[], Any]) -> None:
@@ -222,10 +237,9 @@ def test_a_stream_is_never_tried_again_after_its_first_item() -> None:
         raise ValueError("broken")
 
     policy = rc.Retry(3, on=(ValueError,), **FAST)
-    got = []
+    got: list[int] = []
     with pytest.raises(ValueError, match="broken"):
-        for item in rc.local(rc.stage(items, retry=policy)).stream(3):
-            got.append(item)  # what came before the error counts
+        drain(rc.local(rc.stage(items, retry=policy)).stream(3), got)
     assert (got, len(begun)) == ([1], 1)
 
 
@@ -349,8 +363,7 @@ def test_a_failure_cancels_its_siblings() -> None:
     sibling = Watched()
 
     async def failing(x: Any) -> Any:
-        while not sibling.began:
-            await asyncio.sleep(0.001)
+        await until(lambda: sibling.began)
         raise ValueError("first")
 
     with pytest.raises(ValueError, match="first"):
@@ -358,11 +371,18 @@ def test_a_failure_cancels_its_siblings() -> None:
     assert sibling.cancelled.wait(5)
 
 
-@pytest.mark.parametrize("wrap", [rc.pipeline, rc.parallel, lambda s: rc.stage(s, retry=5),
-                                  lambda s: rc.stage(s, timeout_s=60),
-                                  lambda s: rc.pipeline(lambda x: [x], rc.each(s)),
-                                  lambda s: rc.fallback(s, s)],
-                         ids=["plain", "parallel", "retry", "timeout", "each", "fallback"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        rc.pipeline,
+        rc.parallel,
+        lambda stage: rc.stage(stage, retry=5),
+        lambda stage: rc.stage(stage, timeout_s=60),
+        lambda stage: rc.pipeline(lambda x: [x], rc.each(stage)),
+        lambda stage: rc.fallback(stage, stage),
+    ],
+    ids=["plain", "parallel", "retry", "timeout", "each", "fallback"],
+)
 def test_a_callers_timeout_cancels_what_runs(wrap: Callable[[Any], Any]) -> None:
     """``call(timeout_s=...)`` cancels the stage under way, and runs no other."""
     stage = Watched()
@@ -379,8 +399,7 @@ def test_cancelling_the_awaiting_task_cancels_what_runs() -> None:
 
     async def call() -> None:
         task = asyncio.ensure_future(client.acall(1))
-        while not stage.began:
-            await asyncio.sleep(0.005)
+        await until(lambda: stage.began)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -411,12 +430,9 @@ def test_a_client_that_disconnects_cancels_what_runs() -> None:
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
         task = asyncio.ensure_future(app(scope, receive, send))
-        while not stage.began:
-            await asyncio.sleep(0.005)
+        await until(lambda: stage.began)
         gone.set()
-        deadline = time.monotonic() + 5
-        while not stage.cancelled.is_set() and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        await until(stage.cancelled.is_set)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

@@ -34,8 +34,7 @@ NO_CPU = {"num_cpus": 0}
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@serve.deployment(ray_actor_options=NO_CPU)
-class Echo:
+class _Echo:
     """What most tests call; it remembers what was cancelled."""
 
     def __init__(self) -> None:
@@ -80,7 +79,7 @@ class Echo:
         raise Unpicklable(code=7)
 
     async def model_id(self) -> str:
-        return serve.get_multiplexed_model_id()
+        return str(serve.get_multiplexed_model_id())
 
     async def request_id(self) -> str:
         return _serve.request_context().request_id
@@ -104,7 +103,9 @@ class Batched:
         self.factor = factor
         self.sizes: list[int] = []
 
-    @serve.batch(max_batch_size=3, batch_wait_timeout_s=0.05, max_concurrent_batches=2)
+    @serve.batch(  # type: ignore[untyped-decorator]  # Ray's
+        max_batch_size=3, batch_wait_timeout_s=0.05, max_concurrent_batches=2
+    )
     async def many(self, xs: list[int]) -> list[int]:
         self.sizes.append(len(xs))
         return [x * self.factor for x in xs]
@@ -127,8 +128,7 @@ class Either(_serve.LazyApplication):
         return _serve.deployment_of(Shape.bind(Box(None)))
 
 
-@serve.deployment(ray_actor_options=NO_CPU)
-class Shape:
+class _Shape:
     """One class that answers unary, streaming and HTTP calls; it may hold an Echo in a box."""
 
     def __init__(self, box: Box) -> None:
@@ -162,6 +162,10 @@ class Shape:
 
     async def downstream_request_id(self) -> tuple[str, str]:
         return _serve.request_context().request_id, await self.box.app.request_id.remote()
+
+
+Echo: Any = serve.deployment(name="Echo", ray_actor_options=NO_CPU)(_Echo)
+Shape: Any = serve.deployment(name="Shape", ray_actor_options=NO_CPU)(_Shape)
 
 
 class Handles(NamedTuple):
@@ -267,12 +271,10 @@ def test_settings_that_have_no_property() -> None:
 def test_a_fastapi_ingress_is_recognised() -> None:
     """``@serve.ingress`` makes an ASGIAppReplicaWrapper, which no other deployment is."""
 
-    @serve.deployment
-    @serve.ingress(FastAPI())
     class Api:
         pass
 
-    assert _serve.is_fastapi_ingress(Api)
+    assert _serve.is_fastapi_ingress(serve.deployment(serve.ingress(FastAPI())(Api)))
     assert not _serve.is_fastapi_ingress(Echo)
     assert not _serve.is_fastapi_ingress(serve.deployment(len))
 
@@ -294,7 +296,7 @@ def test_batch_queues_are_found_and_copied_with_their_settings() -> None:
         Batched.__module__,
     )
     assert issubclass(own, Batched)
-    queues = [_queue_of(c.many) for c in (Batched, own)]  # type: ignore[attr-defined]
+    queues = [_queue_of(c.many) for c in (Batched, own)]
     assert queues[0] is not queues[1]
     for name in ("max_batch_size", "batch_wait_timeout_s", "max_concurrent_batches"):
         assert getattr(queues[0], name) == getattr(queues[1], name)
@@ -358,11 +360,11 @@ def test_build_accepts_a_subclass_of_application() -> None:
 
 def test_handles_in_this_process_take_the_place_of_applications() -> None:
     """_PyObjScanner replaces applications, and make_local_deployment_handle runs them here."""
-    value = {"plain": [1], "box": Box(Echo.bind())}
+    value: dict[str, Any] = {"plain": [1], "box": Box(Echo.bind())}
     replaced = _serve.with_local_handles(value, "app")
     assert replaced["plain"] == [1]
     assert replaced["box"].app.remote(5).result() == 5
-    assert isinstance(value["box"].app, Application)  # type: ignore[union-attr]
+    assert isinstance(value["box"].app, Application)
 
 
 def test_a_value_without_applications_is_returned_itself() -> None:
@@ -396,7 +398,7 @@ def test_an_app_builder_is_called_with_its_arguments() -> None:
 
 
 def test_the_defaults_of_the_http_server() -> None:
-    """DEFAULT_HTTP_PORT is where Serve listens, DEFAULT_HTTP_HOST too if the environment sets it."""
+    """DEFAULT_HTTP_PORT and, where the environment sets one, DEFAULT_HTTP_HOST are used."""
     options = serve.config.HTTPOptions()
     assert options.port == _serve.DEFAULT_HTTP_PORT
     assert options.host == (_serve.DEFAULT_HTTP_HOST or "127.0.0.1")
@@ -479,30 +481,51 @@ def test_a_response_has_an_object_ref(handles: Handles) -> None:
     assert asyncio.run(call()) == (True, 5)
 
 
+def test_a_streaming_response_has_a_generator_of_object_refs(handles: Handles) -> None:
+    """``_to_object_ref_gen`` gives references to the items of a streaming call by reference."""
+
+    async def call() -> list[Any]:
+        count = handles.echo.options(stream=True, method_name="count", _by_reference=True)
+        refs = await _serve.object_ref_gen(count.remote(3))
+        return [await ref async for ref in refs]
+
+    assert asyncio.run(call()) == [0, 1, 2]
+
+
 def test_a_call_by_grpc_has_no_object_ref(handles: Handles) -> None:
-    """``_to_object_ref`` raises a RuntimeError when the call went by gRPC."""
+    """A call by gRPC says so in ``by_reference``; ``_to_object_ref`` then raises."""
 
     async def call() -> None:
         response = handles.echo.options(_by_reference=False).remote(5)
-        try:
-            with pytest.raises(RuntimeError):
-                await response._to_object_ref()
-        finally:
-            assert await response == 5
+        stream = handles.echo.options(stream=True, method_name="count", _by_reference=False)
+        items = stream.remote(3)
+        assert response.by_reference is False
+        with pytest.raises(RuntimeError):
+            await response._to_object_ref()
+        with pytest.raises(RuntimeError):
+            await items._to_object_ref_gen()
+        assert await _serve.object_ref(response) is None
+        assert await _serve.object_ref_gen(items) is None
+        assert await response == 5
+        assert [item async for item in items] == [0, 1, 2]
 
     asyncio.run(call())
 
 
-def test_local_testing_mode_has_a_future_instead_of_an_object_ref() -> None:
-    """In local testing mode ``_to_object_ref`` raises a RuntimeError, and a future stands in."""
+def test_local_testing_mode_has_no_object_ref() -> None:
+    """In local testing mode ``_to_object_ref`` raises a RuntimeError that says so."""
 
     async def call() -> Any:
         (handle,) = _serve.with_local_handles([Echo.bind()], "app")
-        with pytest.raises(RuntimeError):
-            await handle.remote(5)._to_object_ref()
-        future = await _serve.object_ref(handle.remote(5))
-        assert isinstance(future, asyncio.Future)
-        return await future
+        response = handle.remote(5)
+        items = handle.options(stream=True, method_name="count").remote(3)
+        with pytest.raises(RuntimeError, match="local testing mode"):
+            await response._to_object_ref()
+        with pytest.raises(RuntimeError, match="local testing mode"):
+            await items._to_object_ref_gen()
+        assert await _serve.object_ref(response) is None
+        assert await _serve.object_ref_gen(items) is None
+        return await response
 
     assert asyncio.run(call()) == 5
 

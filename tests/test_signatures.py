@@ -257,7 +257,7 @@ class GeneratingWorker:
     ],
 )
 def test_callables_of_every_kind_are_read(function: Any) -> None:
-    """Methods, static and class methods, callable objects and partials have their own parameters."""
+    """Methods of every kind, callable objects and partials have their own parameters."""
     signature = describe(function)
     assert [p.name for p in signature.parameters] == ["x"]
     assert (signature.accepts, signature.returns) == (int, str)
@@ -355,11 +355,11 @@ def test_a_generators_result_is_its_items(returns: Any, item: Any) -> None:
 
 
 class Batching:
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
     async def __call__(self, xs: list[int]) -> list[int]:
         return [x * 2 for x in xs]
 
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
     async def items(self, xs: list[int]) -> AsyncIterator[list[int]]:
         for n in range(2):
             yield [x + n for x in xs]

@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     assert_type(rc.pipeline(alength, ahalf), rc.Pipeline[str, float])
     assert_type(rc.pipeline(alength, half), rc.Pipeline[str, float])
     assert_type(rc.pipeline(length, ahalf), rc.Pipeline[str, float])
-    assert_type(rc.pipeline(alength, half, show), rc.Pipeline[str, str])
 
     # Pipelines and functions.
     assert_type(rc.pipeline(rc.pipeline(length), half), rc.Pipeline[str, float])
@@ -84,9 +83,6 @@ if TYPE_CHECKING:
     # What does not change the types.
     assert_type(rc.pipeline(length).fuse(), rc.Pipeline[str, int])
     assert_type(rc.pipeline(length).options(name="Front"), rc.Pipeline[str, int])
-
-    # Neighbours that do not fit are errors for the type checker too.
-    rc.pipeline(length).then(length)  # type: ignore[arg-type]  # int into str
 
     # What cannot be known is Any.
     bound: Any = serve.deployment(Model).bind()

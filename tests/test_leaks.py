@@ -1,0 +1,444 @@
+"""What requests leave behind: nothing, in the object store, the replicas and this process.
+
+RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 200 and 50.
+"""
+
+# mypy does not see what Ray's decorators add: .bind, .options, .remote.
+# mypy: disable-error-code="attr-defined"
+
+import asyncio
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from conftest import Deploy
+from ray import ObjectRef, serve
+
+import raycompose as rc
+from raycompose import promises
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
+
+SOAK = os.environ.get("RAYCOMPOSE_SOAK") == "1"
+REQUESTS = 10_000 if SOAK else 200
+CANCELLED = 1_000 if SOAK else 50
+ROUNDS = 3
+"""How often a round of requests may leave something behind: caches fill once, leaks go on."""
+SIZE = 200_000
+"""Bytes of a value: enough that Ray keeps it in the object store."""
+NAMESPACE = "leaks"
+
+here: dict[str, Any] = {
+    "ray_actor_options": {"num_cpus": 0},
+    "graceful_shutdown_timeout_s": 0,
+    "max_ongoing_requests": 100,
+}
+
+
+# --- Measuring ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a process holds.
+
+    Args:
+        references: ObjectRefs that the process owns or borrows.
+        blocks: Blocks of memory that Python has allocated; every object is at least one.
+        rss_bytes: Memory of the process, so that native memory counts, too.
+        types: How many objects there are of each type, to name what leaks.
+    """
+
+    references: int
+    blocks: int
+    rss_bytes: int
+    types: Mapping[str, int]
+
+
+def census(*_: Any) -> Census:
+    """Count what this process holds."""
+    gc.collect()
+    core: Any = ray._private.worker.global_worker.core_worker  # noqa: TID251  # nothing public counts references
+    types = Counter(type(found).__qualname__ for found in gc.get_objects())
+    return Census(
+        references=len(core.get_all_reference_counts()),
+        blocks=sys.getallocatedblocks(),
+        rss_bytes=psutil.Process().memory_info().rss,
+        types=types,
+    )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the object store and each process of an application hold."""
+
+    objects: int
+    object_bytes: int
+    processes: Mapping[str, Census]
+
+
+def snapshot(app_name: str) -> Snapshot:
+    """Look at the object store, this process, the application's replicas and the actors."""
+    from ray._private.internal_api import node_stats  # noqa: TID251  # nothing public sees the store
+
+    (node,) = ray.nodes()
+    store = node_stats(
+        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+    ).store_stats
+    actors = {
+        named["name"]: ray.get_actor(named["name"], namespace=named["namespace"])
+        for named in ray.util.list_named_actors(all_namespaces=True)
+        if named["name"].startswith(f"SERVE_REPLICA::{app_name}#")
+        or named["namespace"] == NAMESPACE
+    }
+    context = ray.get_runtime_context()
+    actors["promises"] = promises._actor(context.get_session_name(), context.get_job_id())
+    found = ray.get([actor.__ray_call__.remote(census) for actor in actors.values()])
+    return Snapshot(
+        objects=store.num_local_objects,
+        object_bytes=store.object_store_bytes_used,
+        processes={"this process": census(), **dict(zip(actors, found, strict=True))},
+    )
+
+
+def left_behind(before: Snapshot, after: Snapshot, requests: int) -> list[str]:
+    """Say what so many requests have left behind, beyond what comes and goes by itself."""
+    found = []
+    if after.objects - before.objects > requests // 10:
+        found.append(f"object store: {after.objects - before.objects} objects more")
+    if after.object_bytes - before.object_bytes > requests // 10 * SIZE:
+        found.append(f"object store: {after.object_bytes - before.object_bytes} bytes more")
+    for name, now in after.processes.items():
+        then = before.processes[name]
+        if now.references - then.references > requests // 10:
+            found.append(f"{name}: {now.references - then.references} references more")
+        if now.blocks - then.blocks > requests // 2:
+            types = Counter(now.types)
+            types.subtract(then.types)
+            found.append(f"{name}: {now.blocks - then.blocks} blocks more, {types.most_common(5)}")
+        if now.rss_bytes - then.rss_bytes > 30_000_000 + requests * 5_000:
+            found.append(f"{name}: {now.rss_bytes - then.rss_bytes} bytes of memory more")
+    return found
+
+
+def leaks(
+    app_name: str, make: Callable[[int], Awaitable[None]], requests: int, patience_s: float = 10
+) -> list[str]:
+    """Make requests, in rounds, and return what each of the rounds has left behind.
+
+    A round is clean when, within ``patience_s`` after it, all is as it was before it.
+    """
+    asyncio.run(make_some(make, 40))  # imports, connections, caches
+    found = ["no round was made"]
+    for _ in range(ROUNDS):
+        before = snapshot(app_name)
+        asyncio.run(make_some(make, requests))
+        deadline = time.monotonic() + patience_s
+        while found := left_behind(before, snapshot(app_name), requests):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        if not found:
+            return []
+    return found
+
+
+async def make_some(make: Callable[[int], Awaitable[None]], requests: int) -> None:
+    """Make so many requests, some at a time."""
+    waiting = asyncio.Semaphore(16)
+
+    async def one(i: int) -> None:
+        async with waiting:
+            await make(i)
+
+    await asyncio.gather(*(one(i) for i in range(requests)))
+
+
+# --- What is measured -----------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """What the failing stages raise; it holds a value."""
+
+
+class Hanging:
+    """Counts what hangs in it."""
+
+    def __init__(self) -> None:
+        self.hanging = 0
+
+    async def hang(self, value: Any) -> Any:
+        self.hanging += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.hanging -= 1
+
+    async def count(self, _: Any = None) -> int:
+        return self.hanging
+
+
+class Maker(Hanging):
+    """Makes large values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Any] = []
+
+    async def __call__(self, _: Any) -> bytes:
+        return bytes(SIZE)
+
+    async def refuse(self, _: Any) -> bytes:
+        raise Refused(bytes(1000))
+
+    async def up_to(self, _: Any) -> AsyncIterator[bytes]:
+        for _i in range(3):
+            yield bytes(SIZE)
+
+    async def endless(self, _: Any) -> AsyncIterator[bytes]:
+        self.hanging += 1
+        try:
+            yield bytes(SIZE)
+            await asyncio.Event().wait()
+        finally:
+            self.hanging -= 1
+
+
+class Taker(Hanging):
+    """Takes large values, one way or another; keeps them if asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Any] = []
+
+    async def __call__(self, value: bytes) -> int:
+        return len(value)
+
+    async def ref(self, ref: rc.Ref[bytes]) -> int:
+        return len(await ref)
+
+    async def listed(self, refs: list[ObjectRef[bytes]]) -> int:
+        return len(await refs[0])
+
+    async def ignored(self, ref: rc.Ref[bytes]) -> int:
+        return 0
+
+    async def whole(self, items: rc.Stream[bytes]) -> AsyncIterator[int]:
+        async for item in items:
+            yield len(item)
+
+    async def keep_ref(self, refs: list[ObjectRef[bytes]]) -> None:
+        self.kept.append(refs)
+
+    async def keep_value(self, value: bytes) -> None:
+        self.kept.append([len(value)])
+
+    async def keep_memory(self, value: bytes) -> None:
+        self.kept.append(bytearray(value))
+
+
+class Actor(Hanging):
+    async def make(self, _: Any) -> bytes:
+        return bytes(SIZE)
+
+    async def take(self, value: bytes) -> int:
+        return len(value)
+
+
+def make_value(_: Any) -> bytes:
+    return bytes(SIZE)
+
+
+def take_value(value: bytes) -> int:
+    return len(value)
+
+
+def up_to(_: Any) -> Iterator[bytes]:
+    for _i in range(3):
+        yield bytes(SIZE)
+
+
+@dataclass(frozen=True)
+class Running:
+    """The application, the ways to call it, and what tells how many calls hang."""
+
+    client: rc.Client
+    hanging: Callable[[], Awaitable[int]]
+
+
+@pytest.fixture(scope="module")
+def running(deploy: Deploy) -> Iterator[Running]:
+    """Every kind of request in one application."""
+    maker = serve.deployment(Maker, **here).bind()
+    taker = serve.deployment(Taker, **here).bind()
+    actor = ray.remote(num_cpus=0, max_concurrency=100)(Actor)
+    held = actor.options(name="actor", namespace=NAMESPACE).remote()
+    task = ray.remote(num_cpus=0)
+
+    def to(app: Any, method: str, **options: Any) -> Any:
+        return rc.stage(app, method=method, **options)
+
+    kinds: dict[str, Any] = {
+        "by value": rc.pipeline(maker, taker),
+        "by reference": rc.pipeline(maker, to(taker, "ref")),
+        "in a list": rc.pipeline(maker, to(taker, "listed")),
+        "never awaited": rc.pipeline(maker, to(taker, "ignored")),
+        "of an inline stage": rc.pipeline(lambda x: bytes(SIZE), to(taker, "ref")),
+        "task": rc.pipeline(task(make_value), taker),
+        "between tasks": rc.pipeline(maker, task(take_value)),
+        "actor": rc.pipeline(held.make, taker, lambda n: bytes(n), held.take),
+        "refused": rc.pipeline(to(maker, "refuse"), taker),
+        "refused by reference": rc.pipeline(to(maker, "refuse"), to(taker, "ref")),
+        "mapped": rc.pipeline(to(maker, "up_to"), taker, rc.collect),
+        "taken whole": rc.pipeline(to(maker, "up_to"), to(taker, "whole"), rc.collect),
+        "task's stream": rc.pipeline(task(up_to), taker, rc.collect),
+        "hang": to(taker, "hang"),
+        "hang behind": rc.pipeline(maker, to(taker, "hang")),
+        "hang by reference": rc.pipeline(to(maker, "hang"), to(taker, "ref")),
+        "hang in an actor": rc.pipeline(maker, held.hang),
+        "endless": rc.pipeline(to(maker, "endless"), to(taker, "whole")),
+        "keep_ref": rc.pipeline(maker, to(taker, "keep_ref")),
+        "keep_value": rc.pipeline(maker, to(taker, "keep_value")),
+        "keep_memory": rc.pipeline(maker, to(taker, "keep_memory")),
+        "hanging": rc.parallel(to(maker, "count"), to(taker, "count"), held.count),
+    }
+    client = deploy(rc.switch("do", kinds))
+
+    async def hanging() -> int:
+        counts: tuple[int, ...] = await client.acall({"do": "hanging"})
+        return sum(counts)
+
+    yield Running(client, hanging)
+    ray.kill(held)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["by value", "by reference", "in a list", "never awaited", "of an inline stage", "task",
+     "between tasks", "actor", "mapped", "taken whole", "task's stream"],
+)  # fmt: skip
+def test_requests_leave_nothing_behind(running: Running, kind: str) -> None:
+    """After many requests the object store and every process are back where they began."""
+
+    async def make(_: int) -> None:
+        result = await running.client.acall({"do": kind})
+        assert result in (SIZE, 0, [SIZE] * 3)
+
+    assert leaks(running.client.handle.app_name, make, REQUESTS) == []
+
+
+@pytest.mark.parametrize("kind", ["refused", "refused by reference"])
+def test_failures_leave_nothing_behind(running: Running, kind: str) -> None:
+    """Nor do requests that fail, whose errors hold frames and values."""
+
+    async def make(_: int) -> None:
+        with pytest.raises(Refused):
+            await running.client.acall({"do": kind})
+
+    assert leaks(running.client.handle.app_name, make, REQUESTS) == []
+
+
+@pytest.mark.parametrize("by_reference", [True, False], ids=["default", "grpc"])
+def test_conversions_leave_nothing_behind(running: Running, by_reference: bool) -> None:
+    """``by_ref``, ``resolve`` and ``to_object_ref_gen`` by hand leave nothing, on each transport."""
+    app_name = running.client.handle.app_name
+    maker: Any = serve.get_deployment_handle("Maker", app_name=app_name)
+    maker = maker.options(_by_reference=by_reference)
+    taker: Any = serve.get_deployment_handle("Taker", app_name=app_name)
+
+    async def make(i: int) -> None:
+        if i % 4:
+            refs = await rc.by_ref([maker.remote(None)])
+            assert await taker.listed.remote(refs) == SIZE
+            assert len((await rc.resolve(refs))[0]) == SIZE
+        else:
+            stream = maker.options(stream=True, method_name="up_to").remote(None)
+            refs = [ref async for ref in await rc.to_object_ref_gen(stream)]
+            assert list(map(len, await rc.resolve(refs))) == [SIZE] * 3
+
+    assert leaks(app_name, make, REQUESTS) == []
+
+
+async def cancelled(running: Running, kind: str, requests: int) -> None:
+    """Make requests that hang, ten at a time, and cancel them once they hang."""
+    for start in range(0, requests, 10):
+        calls = [
+            asyncio.ensure_future(running.client.acall({"do": kind}))
+            for _ in range(start, min(start + 10, requests))
+        ]
+        await settled(running, len(calls), calls)
+        for call in calls:
+            call.cancel()
+        for call in calls:
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        await settled(running, 0, calls)
+
+
+async def settled(running: Running, expected: int, calls: list[Any]) -> None:
+    """Wait until so many calls hang in the stages."""
+    deadline = time.monotonic() + 20
+    while (now := await running.hanging()) != expected:
+        failed = [call.exception() for call in calls if call.done() and not call.cancelled()]
+        assert failed == []
+        assert time.monotonic() < deadline, f"{now} calls hang, not {expected}"
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", ["hang", "hang behind", "hang by reference", "hang in an actor"])
+def test_cancelled_requests_leave_nothing_behind(running: Running, kind: str) -> None:
+    """Cancelled calls stop in their stages, and leave nothing behind either."""
+    app_name = running.client.handle.app_name
+    asyncio.run(cancelled(running, kind, 10))
+    found = ["no round was made"]
+    for _ in range(ROUNDS):
+        before = snapshot(app_name)
+        asyncio.run(cancelled(running, kind, CANCELLED))
+        deadline = time.monotonic() + 10
+        while found := left_behind(before, snapshot(app_name), CANCELLED):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        if not found:
+            break
+    assert found == []
+
+
+def test_streams_left_early_leave_nothing_behind(running: Running) -> None:
+    """A stream that its reader leaves stops at its source, and leaves nothing behind."""
+
+    async def leave(_: int) -> None:
+        items: Any = running.client.astream({"do": "endless"})
+        async with contextlib.aclosing(items):
+            assert await anext(items) == SIZE
+
+    assert leaks(running.client.handle.app_name, leave, CANCELLED) == []
+    asyncio.run(settled(running, 0, []))
+
+
+@pytest.mark.parametrize(
+    ("kind", "signs"),
+    [
+        ("keep_ref", ["object store: ", "Taker", "references more"]),
+        ("keep_value", ["Taker", "blocks more"]),
+        ("keep_memory", ["Taker", "bytes of memory more"]),
+    ],
+)
+def test_a_leak_is_noticed(running: Running, kind: str, signs: list[str]) -> None:
+    """The same check finds out a stage that keeps a reference, a small object, or memory."""
+
+    async def make(_: int) -> None:
+        await running.client.acall({"do": kind})
+
+    found = "\n".join(leaks(running.client.handle.app_name, make, 200, patience_s=0.5))
+    for sign in signs:
+        assert sign in found
