@@ -50,4 +50,5 @@ class Api:
         return Headline(headline=await self._pipeline(draft.text))
 
 
-app = Api.bind(rc.pipeline(Titler.bind(), exclaim).embed())
+titler = Titler.bind()
+app = Api.bind(rc.pipeline(titler, exclaim).embed())

@@ -42,12 +42,9 @@ def vote(votes: dict[str, str]) -> dict[str, Any]:
     return {"species": species, "votes": votes}
 
 
-app = rc.pipeline(
-    flower,
-    rc.parallel(
-        bayes=Classifier.options(name="Bayes").bind(GaussianNB()),
-        neighbors=Classifier.options(name="Neighbors").bind(KNeighborsClassifier()),
-        tree=Classifier.options(name="Tree").bind(DecisionTreeClassifier(random_state=0)),
-    ),
-    vote,
+opinions = rc.parallel(
+    bayes=Classifier.options(name="Bayes").bind(GaussianNB()),
+    neighbors=Classifier.options(name="Neighbors").bind(KNeighborsClassifier()),
+    tree=Classifier.options(name="Tree").bind(DecisionTreeClassifier(random_state=0)),
 )
+app = rc.pipeline(flower, opinions, vote)

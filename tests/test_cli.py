@@ -107,7 +107,7 @@ def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(tmp_path: 
 
 
 def test_a_module_that_deploys_itself_runs_as_it_is(tmp_path: Path) -> None:
-    """The second seed's file, which calls serve.run and never imports raycompose, works with --port."""
+    """The second seed's file, which calls serve.run without raycompose, works with --port."""
     source = (SEEDS / "then_pipeline.py").read_text()
     bare = re.sub(r"^import raycompose.*\n", "", source, flags=re.MULTILINE)
     assert "raycompose" not in bare.replace("# ", "")

@@ -21,7 +21,7 @@ from conftest import Deploy
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayTaskError
-from ray.serve import Application
+from ray.serve import Application, context
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -152,7 +152,8 @@ class _Shape:
         return sum([item async for item in response])
 
     async def batches(self) -> tuple[list[int], list[int], list[int], list[int]]:
-        a, b = (_serve.with_own_batch_queues(Batched)(n) for n in (10, 100))
+        deployment: Any = serve.deployment(Batched)
+        a, b = (_serve.with_own_batch_queues(Batched, deployment)(n) for n in (10, 100))
         results = await asyncio.gather(*(f(x) for x in (1, 2, 3) for f in (a.many, b.many)))
         return results[::2], results[1::2], a.sizes, b.sizes
 
@@ -199,7 +200,7 @@ def private_names_used() -> set[str]:
     tree = ast.parse(Path(_serve.__file__).read_text())
     names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ray"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
             names.add(node.attr)
@@ -288,7 +289,7 @@ def test_batched_methods_are_recognised() -> None:
 
 def test_batch_queues_are_found_and_copied_with_their_settings() -> None:
     """The closure of a batched method holds a _LazyBatchQueueWrapper with what was configured."""
-    own = _serve.with_own_batch_queues(Batched)
+    own = asyncio.run(_own_queues(Batched))
     assert own is not Batched
     assert (own.__name__, own.__qualname__, own.__module__) == (
         "Batched",
@@ -302,7 +303,24 @@ def test_batch_queues_are_found_and_copied_with_their_settings() -> None:
         assert getattr(queues[0], name) == getattr(queues[1], name)
     assert queues[1].max_batch_size == 3
     assert queues[1].handle_batch_func is queues[0].handle_batch_func
-    assert _serve.with_own_batch_queues(Echo.func_or_class) is Echo.func_or_class
+    assert asyncio.run(_own_queues(Echo.func_or_class)) is Echo.func_or_class
+
+
+def test_a_queue_outside_of_a_replica_has_a_context_only_while_it_is_made() -> None:
+    """_set_internal_replica_context is undone: _get_internal_replica_context gives None again.
+
+    A queue asks for its replica's context as it is made (ReplicaID, DeploymentID), and there is
+    none on the local engine; _INTERNAL_REPLICA_CONTEXT in ray.serve.context is what it looks at.
+    """
+    assert not _serve.in_replica()
+    asyncio.run(_own_queues(Batched))
+    assert not _serve.in_replica()
+    assert context._INTERNAL_REPLICA_CONTEXT is None
+
+
+async def _own_queues(definition: Any) -> Any:
+    deployment: Any = serve.deployment(Batched)
+    return _serve.with_own_batch_queues(definition, deployment)
 
 
 def _queue_of(method: Any) -> Any:
@@ -395,13 +413,6 @@ def test_an_app_builder_is_called_with_its_arguments() -> None:
     assert _serve.call_builder(app, {}) is app
     with pytest.raises(ValueError, match="Arguments"):
         _serve.call_builder(app, {"key": "value"})
-
-
-def test_the_defaults_of_the_http_server() -> None:
-    """DEFAULT_HTTP_PORT and, where the environment sets one, DEFAULT_HTTP_HOST are used."""
-    options = serve.config.HTTPOptions()
-    assert options.port == _serve.DEFAULT_HTTP_PORT
-    assert options.host == (_serve.DEFAULT_HTTP_HOST or "127.0.0.1")
 
 
 def test_cluster_address_without_an_environment(

@@ -1,5 +1,8 @@
 """An app builder of four deployments that ask for a CPU each, more than two cores have."""
 
+# mypy does not see that @serve.deployment adds .bind.
+# mypy: disable-error-code="attr-defined"
+
 from ray import serve
 
 import raycompose as rc
