@@ -14,10 +14,11 @@ from raycompose.branches import (
     Switch,
     Truth,
 )
-from raycompose.compose import Pipeline, check_takes_one, stage
+from raycompose.compose import Pipeline, stage
 from raycompose.errors import CompositionError
 from raycompose.nodes import Node, Stage
 from raycompose.signatures import describe
+from raycompose.staging import check_takes_one
 from raycompose.streams import Stream
 from raycompose.targets import Inline
 

@@ -1,30 +1,21 @@
 """Graphs become Ray Serve applications: ``Pipeline``, ``pipeline()``, ``stage()``."""
 
 import copy
-import inspect
-import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, overload
 
-import ray
 from ray import serve
-from ray.serve import Application, Deployment
+from ray.serve import Deployment
+from typing_extensions import Unpack
 
 from raycompose import _serve, fusing
 from raycompose.errors import CompositionError
 from raycompose.ingress import Embedded, Ingress, Settings
-from raycompose.limits import Limits, Retry
-from raycompose.nodes import Limited, Node, Sequence, Stage, named, stages
-from raycompose.signatures import (
-    PASS_BY,
-    PassBy,
-    Signature,
-    describe,
-    fits,
-    type_name,
-)
-from raycompose.targets import Deployed, Inline, Target, Task
+from raycompose.limits import Retry
+from raycompose.nodes import Node, Sequence, Stage, named
+from raycompose.signatures import PassBy
+from raycompose.staging import ACCEPTED, check_fit, check_name, limited, make_stage
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
@@ -34,10 +25,21 @@ C = TypeVar("C")
 D = TypeVar("D")
 T = TypeVar("T")
 
-ACCEPTED = (
-    "a bound deployment (X.bind(...)), a deployment (X), a function or other callable, "
-    "a @ray.remote function, a method of a Ray actor, a pipeline, or a dict of these"
-)
+_Sync: TypeAlias = Callable[[A], B]
+_Async: TypeAlias = Callable[[A], Coroutine[Any, Any, B]]
+
+
+class StageOptions(TypedDict, total=False):
+    """The options that ``rc.stage`` takes by keyword."""
+
+    name: str | None
+    method: str
+    pass_by: PassBy | None
+    stream: bool | None
+    timeout_s: float | None
+    retry: int | Retry | None
+
+
 _SETTINGS = {"debug", "max_body_bytes"}
 _FRONT: dict[str, Any] = {
     "name": "Pipeline",
@@ -64,16 +66,20 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
         """The options that ``options()`` has set."""
 
     @overload
-    def then(self, target: "Pipeline[Out, T]", **options: Any) -> "Pipeline[In, T]": ...
-    @overload
     def then(
-        self, target: Callable[[Out], Coroutine[Any, Any, T]], **options: Any
+        self, target: "Pipeline[Out, T]", **options: Unpack[StageOptions]
     ) -> "Pipeline[In, T]": ...
     @overload
-    def then(self, target: Callable[[Out], T], **options: Any) -> "Pipeline[In, T]": ...
+    def then(
+        self, target: "_Async[Out, T]", **options: Unpack[StageOptions]
+    ) -> "Pipeline[In, T]": ...
     @overload
-    def then(self, target: Any, **options: Any) -> "Pipeline[In, Any]": ...
-    def then(self, target: Any, **options: Any) -> "Pipeline[In, Any]":
+    def then(
+        self, target: "_Sync[Out, T]", **options: Unpack[StageOptions]
+    ) -> "Pipeline[In, T]": ...
+    @overload
+    def then(self, target: Any, **options: Unpack[StageOptions]) -> "Pipeline[In, Any]": ...
+    def then(self, target: Any, **options: Unpack[StageOptions]) -> "Pipeline[In, Any]":
         """Return this pipeline followed by one more stage.
 
         ``app.then(target, **options)`` is ``rc.pipeline(app, rc.stage(target, **options))``.
@@ -90,9 +96,9 @@ class Pipeline(_serve.LazyApplication, Generic[In, Out]):
     @overload
     def __or__(self, target: "Pipeline[Out, T]") -> "Pipeline[In, T]": ...
     @overload
-    def __or__(self, target: Callable[[Out], Coroutine[Any, Any, T]]) -> "Pipeline[In, T]": ...
+    def __or__(self, target: "_Async[Out, T]") -> "Pipeline[In, T]": ...
     @overload
-    def __or__(self, target: Callable[[Out], T]) -> "Pipeline[In, T]": ...
+    def __or__(self, target: "_Sync[Out, T]") -> "Pipeline[In, T]": ...
     @overload
     def __or__(self, target: Any) -> "Pipeline[In, Any]": ...
     def __or__(self, target: Any) -> "Pipeline[In, Any]":
@@ -190,44 +196,31 @@ def _check_settings(given: Mapping[str, Any]) -> None:
 @overload
 def pipeline(a: Pipeline[A, B], /) -> Pipeline[A, B]: ...
 @overload
-def pipeline(a: Callable[[A], Coroutine[Any, Any, B]], /) -> Pipeline[A, B]: ...
+def pipeline(a: _Async[A, B], /) -> Pipeline[A, B]: ...
 @overload
-def pipeline(a: Callable[[A], B], /) -> Pipeline[A, B]: ...
+def pipeline(a: _Sync[A, B], /) -> Pipeline[A, B]: ...
 @overload
 def pipeline(a: Pipeline[A, B], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(a: Pipeline[A, B], b: Callable[[B], Coroutine[Any, Any, C]], /) -> Pipeline[A, C]: ...
+def pipeline(a: Pipeline[A, B], b: _Async[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(a: Pipeline[A, B], b: Callable[[B], C], /) -> Pipeline[A, C]: ...
+def pipeline(a: Pipeline[A, B], b: _Sync[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(a: Callable[[A], Coroutine[Any, Any, B]], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
+def pipeline(a: _Async[A, B], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(
-    a: Callable[[A], Coroutine[Any, Any, B]], b: Callable[[B], Coroutine[Any, Any, C]], /
-) -> Pipeline[A, C]: ...
+def pipeline(a: _Async[A, B], b: _Async[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(
-    a: Callable[[A], Coroutine[Any, Any, B]], b: Callable[[B], C], /
-) -> Pipeline[A, C]: ...
+def pipeline(a: _Async[A, B], b: _Sync[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(a: Callable[[A], B], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
+def pipeline(a: _Sync[A, B], b: Pipeline[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(
-    a: Callable[[A], B], b: Callable[[B], Coroutine[Any, Any, C]], /
-) -> Pipeline[A, C]: ...
+def pipeline(a: _Sync[A, B], b: _Async[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(a: Callable[[A], B], b: Callable[[B], C], /) -> Pipeline[A, C]: ...
+def pipeline(a: _Sync[A, B], b: _Sync[B, C], /) -> Pipeline[A, C]: ...
 @overload
-def pipeline(
-    a: Callable[[A], Coroutine[Any, Any, B]],
-    b: Callable[[B], Coroutine[Any, Any, C]],
-    c: Callable[[C], Coroutine[Any, Any, D]],
-    /,
-) -> Pipeline[A, D]: ...
+def pipeline(a: _Async[A, B], b: _Async[B, C], c: _Async[C, D], /) -> Pipeline[A, D]: ...
 @overload
-def pipeline(
-    a: Callable[[A], B], b: Callable[[B], C], c: Callable[[C], D], /
-) -> Pipeline[A, D]: ...
+def pipeline(a: _Sync[A, B], b: _Sync[B, C], c: _Sync[C, D], /) -> Pipeline[A, D]: ...
 @overload
 def pipeline(*targets: Any) -> Pipeline[Any, Any]: ...
 def pipeline(*targets: Any) -> Pipeline[Any, Any]:
@@ -262,55 +255,19 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]:
             )
         steps += made.root.steps if isinstance(made.root, Sequence) else [made.root]
     for position in range(1, len(steps)):
-        _check_fit(Sequence("", tuple(steps[:position])), steps[position])
+        check_fit(Sequence("", tuple(steps[:position])), steps[position])
     options = targets[0].given if isinstance(targets[0], Pipeline) else {}
     return Pipeline(steps[0] if len(steps) == 1 else Sequence("", tuple(steps)), options)
 
 
 @overload
-def stage(
-    target: Pipeline[A, B],
-    *,
-    name: str | None = ...,
-    method: str = ...,
-    pass_by: PassBy | None = ...,
-    stream: bool | None = ...,
-    timeout_s: float | None = ...,
-    retry: int | Retry | None = ...,
-) -> Pipeline[A, B]: ...
+def stage(target: Pipeline[A, B], **options: Unpack[StageOptions]) -> Pipeline[A, B]: ...
 @overload
-def stage(
-    target: Callable[[A], Coroutine[Any, Any, B]],
-    *,
-    name: str | None = ...,
-    method: str = ...,
-    pass_by: PassBy | None = ...,
-    stream: bool | None = ...,
-    timeout_s: float | None = ...,
-    retry: int | Retry | None = ...,
-) -> Pipeline[A, B]: ...
+def stage(target: _Async[A, B], **options: Unpack[StageOptions]) -> Pipeline[A, B]: ...
 @overload
-def stage(
-    target: Callable[[A], B],
-    *,
-    name: str | None = ...,
-    method: str = ...,
-    pass_by: PassBy | None = ...,
-    stream: bool | None = ...,
-    timeout_s: float | None = ...,
-    retry: int | Retry | None = ...,
-) -> Pipeline[A, B]: ...
+def stage(target: _Sync[A, B], **options: Unpack[StageOptions]) -> Pipeline[A, B]: ...
 @overload
-def stage(
-    target: Any,
-    *,
-    name: str | None = ...,
-    method: str = ...,
-    pass_by: PassBy | None = ...,
-    stream: bool | None = ...,
-    timeout_s: float | None = ...,
-    retry: int | Retry | None = ...,
-) -> Pipeline[Any, Any]: ...
+def stage(target: Any, **options: Unpack[StageOptions]) -> Pipeline[Any, Any]: ...
 def stage(
     target: Any,
     *,
@@ -354,195 +311,10 @@ def stage(
             )
         node = target.root
         options = target.given
-        _check_name(name, repr(target))
+        check_name(name, repr(target))
         if name is not None:
             node = replace(node, label=name) if isinstance(node, Stage) else node
     else:
-        node, options = _stage(target, name, method, pass_by, stream), {}
+        node, options = make_stage(target, name, method, pass_by, stream), {}
     called = name or node.label or repr(target)
-    limited = _limited(node, called, name, timeout_s, retry)
-    return Pipeline(limited, options)
-
-
-def _limited(
-    node: Node,
-    called: str,
-    name: str | None,
-    timeout_s: float | None,
-    retry: int | Retry | None,
-) -> Node:
-    """The node within its limits; a sub-pipeline is wrapped to carry a name, too."""
-    label = "" if isinstance(node, Stage) else name or ("pipeline" if not node.label else "")
-    if timeout_s is None and retry is None and (name is None or isinstance(node, Stage)):
-        return node
-    if timeout_s is not None and not (_is_number(timeout_s) and 0 < timeout_s < math.inf):
-        raise CompositionError(
-            f"stage {called!r}: timeout_s={timeout_s!r} is not a number of seconds above 0"
-        )
-    try:
-        policy = retry if retry is None or isinstance(retry, Retry) else Retry(attempts=retry)
-    except (TypeError, ValueError) as error:
-        raise CompositionError(
-            f"stage {called!r}: retry={retry!r} is neither a number of attempts nor an rc.Retry: "
-            f"{error}"
-        ) from error
-    return Limited(label, node, Limits(timeout_s, policy))
-
-
-def _check_name(name: Any, called: str) -> None:
-    if name is not None and not (isinstance(name, str) and name):
-        raise CompositionError(f"stage {called!r}: name={name!r} is not a str that names it")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _stage(
-    target: Any, name: str | None, method: str, pass_by: PassBy | None, stream: bool | None
-) -> Stage:
-    made, function, own_name = _target(target, method)
-    _check_name(name, own_name)
-    label = name or own_name
-    try:
-        signature = function() if function else Signature()
-    except CompositionError as error:
-        raise CompositionError(f"stage {label!r}: {error}") from error
-    changes: dict[str, Any] = {}
-    if pass_by is not None and pass_by not in PASS_BY:
-        accepted = ", ".join(map(repr, PASS_BY))
-        raise CompositionError(f"stage {label!r}: pass_by={pass_by!r} is not one of {accepted}")
-    if pass_by is not None:
-        changes["takes"] = pass_by
-    if stream is not None:
-        changes["streams"] = stream
-    return Stage(label, made, replace(signature, **changes))
-
-
-def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
-    """The target that a stage calls, how to read its signature, and what it calls itself."""
-    if isinstance(target, Deployment):
-        target = target.bind()
-    if isinstance(target, Application):
-        return _deployed(target, method)
-    if method != "__call__":
-        raise CompositionError(
-            f"method={method!r} belongs to a deployment, but got {_described(target)}"
-        )
-    if isinstance(target, ray.remote_function.RemoteFunction):
-        function: Any = _serve.task_function(target)
-        return Task(target), lambda: describe(function), function.__name__
-    if isinstance(target, ray.actor.ActorMethod):
-        return Task(target), None, _serve.actor_method_name(target)
-    if isinstance(target, ray.actor.ActorClass):
-        raise CompositionError(
-            f"got the actor class {_serve.actor_class_name(target)}: start an actor with "
-            ".remote(), and give one of its methods: actor.method"
-        )
-    if callable(target) and not inspect.isclass(target):
-        return Inline(target), lambda: describe(target), _function_name(target)
-    raise CompositionError(
-        f"not a stage: got {_described(target)}. Accepted: {ACCEPTED}.{_hint(target)}"
-    )
-
-
-def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
-    deployment = _serve.deployment_of(app)
-    definition, name = deployment.func_or_class, deployment.name
-    target = Deployed(app, method)
-    if isinstance(definition, str):  # an import path: nothing to look at
-        return target, None, name
-    if method == "__call__" and _serve.is_fastapi_ingress(deployment):
-        raise CompositionError(
-            f"stage {name!r} is a FastAPI ingress (@serve.ingress), which answers HTTP itself and "
-            "cannot be a stage. Bind the pipeline into it instead, "
-            f"{name}.bind(app.embed()), or call one of its methods with method=..."
-        )
-    if not inspect.isclass(definition):
-        if method != "__call__":
-            raise CompositionError(f"stage {name!r} is a function, and has no method {method!r}")
-        return target, lambda: describe(definition), name
-    function = getattr(definition, method, None)
-    if not callable(function) or (method == "__call__" and "__call__" not in dir(definition)):
-        methods = [m for m in dir(definition) if not m.startswith("_")
-                   and callable(getattr(definition, m))]  # fmt: skip
-        raise CompositionError(
-            f"deployment {name!r} has no method {method!r}. "
-            f"Its methods: {', '.join(methods) or 'none'}. Choose one with "
-            f"rc.stage({name}.bind(), method=...)"
-        )
-    static = isinstance(inspect.getattr_static(definition, method), staticmethod | classmethod)
-    return target, lambda: describe(function, skip_self=not static), name
-
-
-def _check_fit(before: Sequence, after: Node) -> None:
-    """Refuse a node behind others when what they give cannot be what it takes."""
-    for taker in after.entries:
-        check_takes_one(taker)
-        if taker.signature.takes == "stream" and before.exits and not before.streams:
-            raise CompositionError(
-                f"stage {taker.label!r} takes a stream, but {before.exits[0].label!r} does not "
-                "give one: yield the items in it, or take the value instead"
-            )
-        if taker.signature.takes == "request" or taker.takes_stream:
-            continue
-        for giver in before.exits:
-            given, wanted = giver.signature.returns, taker.signature.accepts
-            if not fits(given, wanted):
-                raise CompositionError(
-                    f"{giver.label!r} gives {type_name(given)}, but {taker.label!r} takes "
-                    f"{type_name(wanted)}: put a stage between them that converts one into the "
-                    "other, or correct the annotation"
-                )
-
-
-def check_takes_one(stage: Stage) -> None:
-    """Refuse a stage that cannot be called with one value, where it gets one value.
-
-    Raises:
-        CompositionError: It has no parameter for the value, or needs more than one.
-    """
-    needs = stage.signature.beyond_one
-    if needs is None:
-        raise CompositionError(
-            f"stage {stage.label!r} takes no argument, but gets the value of what is before it: "
-            "give it a parameter"
-        )
-    if needs:
-        raise CompositionError(
-            f"stage {stage.label!r} gets one value here, but also requires {', '.join(needs)}: "
-            "give those a default, bind them with functools.partial, or take one dict or tuple"
-        )
-
-
-def _function_name(function: Any) -> str:
-    while hasattr(function, "func"):  # functools.partial
-        function = function.func
-    name = getattr(function, "__name__", type(function).__name__)
-    return "lambda" if name == "<lambda>" else name
-
-
-def _described(target: Any) -> str:
-    if inspect.isclass(target):
-        return f"the class {target.__name__}"
-    text = repr(target)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(target).__name__})"
-
-
-def _hint(target: Any) -> str:
-    if inspect.isclass(target) and target.__module__ == "builtins":
-        return f" Write a function: lambda value: {target.__name__}(value)."
-    if inspect.isclass(target):
-        return f" Decorate {target.__name__} with @serve.deployment and .bind() it."
-    if inspect.iscoroutine(target):
-        return " Give the function itself, without calling it."
-    if isinstance(target, ray.actor.ActorHandle):
-        return " Give one of the actor's methods: actor.method."
-    if isinstance(target, str):
-        return " Give the object itself, not its name."
-    return ""
-
-
-def stage_names(node: Node) -> list[str]:
-    """Return the names of a graph's stages, in reading order."""
-    return [s.name for s in stages(node)]
+    return Pipeline(limited(node, called, name, timeout_s, retry), options)

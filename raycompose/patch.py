@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ray.serve import Application
+from typing_extensions import Unpack
 
-from raycompose.compose import Pipeline, pipeline, stage
+from raycompose.compose import Pipeline, StageOptions, pipeline, stage
 from raycompose.errors import RayComposeError
 
 
-def then(self: Application, target: Any, **options: Any) -> Pipeline[Any, Any]:
+def then(self: Application, target: Any, **options: Unpack[StageOptions]) -> Pipeline[Any, Any]:
     """Return this application followed by ``target``, as one pipeline; see ``Pipeline.then``."""
     return pipeline(self, stage(target, **options) if options else target)
 

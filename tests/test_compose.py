@@ -18,7 +18,7 @@ from ray.serve import Application
 
 import raycompose as rc
 from raycompose import _serve
-from raycompose.compose import stage_names
+from raycompose.nodes import Node, stages
 
 EXPORTED = [
     "pipeline",
@@ -49,6 +49,11 @@ EXPORTED = [
     "HTTPError",
     "__version__",
 ]
+
+
+def stage_names(node: Node) -> list[str]:
+    """The names of a graph's stages, in reading order."""
+    return [stage.name for stage in stages(node)]
 
 
 class _Model:
