@@ -41,13 +41,31 @@ def parse_json(body: bytes) -> Any:
         # Only an exponent of three digits makes a float infinite; the hook is slow.
         parse_float = _finite if _HUGE.search(body) else None
         value = json.loads(body, parse_constant=_finite, parse_float=parse_float)
+        if body.count(b"[") + body.count(b"{") > _LEVELS and _depth(value) > _LEVELS:
+            raise MalformedJSONError(f"nested deeper than {_LEVELS} levels")
         if b"\\u" in body:
             json.dumps(value, ensure_ascii=False).encode()  # fails on half of a surrogate pair
     except RecursionError:
         raise MalformedJSONError("nested too deeply") from None
+    except MalformedJSONError:
+        raise
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, UnicodeEncodeError
         raise MalformedJSONError(str(error)) from None
     return value
+
+
+_LEVELS = 200
+"""How deep JSON may be nested: what answers with it recurses, and Python stops at about 1,000."""
+
+
+def _depth(value: Any) -> int:
+    deepest, left = 0, [(value, 1)] if isinstance(value, dict | list) else []
+    while left:
+        part, depth = left.pop()
+        deepest = max(deepest, depth)
+        parts = part.values() if isinstance(part, dict) else part
+        left += [(p, depth + 1) for p in parts if isinstance(p, dict | list)]
+    return deepest
 
 
 _HUGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")

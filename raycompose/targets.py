@@ -256,6 +256,8 @@ async def call_function(
         return await result if inspect.isawaitable(result) else result
     except SystemExit as error:  # it would end the loop, and with it every other request
         raise RuntimeError(f"the stage called sys.exit({error.code!r})") from error
+    finally:
+        await _left(args)
 
 
 async def iterate_function(
@@ -289,6 +291,15 @@ async def iterate_function(
             )
     except SystemExit as error:
         raise RuntimeError(f"the stage called sys.exit({error.code!r})") from error
+    finally:
+        await _left(args)
+
+
+async def _left(args: Args) -> None:
+    """Stop the streams that a stage was given: it may have left them before their end."""
+    for arg in args:
+        if isinstance(arg, Stream):
+            await arg.aclose()
 
 
 async def _in_thread(call: Callable[[], Any], limiter: CapacityLimiter | None) -> Any:
