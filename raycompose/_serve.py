@@ -148,22 +148,19 @@ def actor_class_name(actor_class: Any) -> str:
 
 async def object_ref(response: Any) -> Any:
     """Return the ``ObjectRef`` of a response; ``None`` by gRPC and in local testing mode."""
-    if not response.by_reference:
-        return None
-    try:
-        return await response._to_object_ref()
-    except RuntimeError as error:
-        if "local testing mode" in str(error):
-            return None
-        raise
+    return await _converted(response, response._to_object_ref)
 
 
 async def object_ref_gen(response: Any) -> Any:
     """Return the ``ObjectRefGenerator`` of a streaming response; ``None`` where there is none."""
+    return await _converted(response, response._to_object_ref_gen)
+
+
+async def _converted(response: Any, convert: Callable[[], Any]) -> Any:
     if not response.by_reference:
         return None
     try:
-        return await response._to_object_ref_gen()
+        return await convert()
     except RuntimeError as error:
         if "local testing mode" in str(error):
             return None

@@ -10,19 +10,19 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request as StarletteRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raycompose import _serve, portal, starting
+from raycompose import portal, starting
 from raycompose.compose import Pipeline, pipeline
 from raycompose.errors import RayComposeError
 from raycompose.fusing import localised
 from raycompose.hosting import constructed
 from raycompose.ingress import Ingress
 from raycompose.streams import cancel
+from raycompose.targets import items_of, result_of
 
 
 class Client(ABC):
@@ -134,24 +134,14 @@ class _Remote(Client):
         self._end = end
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        response = self._handle.remote(*args, **kwargs)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except RayError as error:
-            raise _serve.unwrap(error) from error
+        return await result_of(self._handle.remote(*args, **kwargs))
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        response = self._handle.options(stream=True).remote(*args, **kwargs)
-        try:
-            async for item in response:
+        # Called in here, on the background loop, where Ray's router may need a running loop.
+        items = items_of(self._handle.options(stream=True).remote(*args, **kwargs))
+        async with aclosing(items):
+            async for item in items:
                 yield item
-        except RayError as error:
-            raise _serve.unwrap(error) from error
-        finally:
-            response.cancel()
 
     @property
     def handle(self) -> DeploymentHandle[Any]:

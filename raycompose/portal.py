@@ -66,16 +66,13 @@ def wait(coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None
 
 
 def finish(coroutine: Coroutine[Any, Any, Any], on: asyncio.AbstractEventLoop | None) -> None:
-    """Run a generator's clean-up, and wait for it where waiting is safe.
+    """Have a generator's clean-up run, without waiting for it.
 
-    A generator that was left behind is closed by the garbage collector in whichever thread that
-    runs in: on an event loop's own thread, waiting for the loop would never end.
+    A generator that was left behind is closed by the garbage collector, in whichever thread and at
+    whichever line that runs: on the loop's own thread, say, or with a lock held that the loop
+    needs next. Waiting there might never end.
     """
-    future = asyncio.run_coroutine_threadsafe(coroutine, on or loop())
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        future.result()
+    asyncio.run_coroutine_threadsafe(coroutine, on or loop())
 
 
 def started(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:

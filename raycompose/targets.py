@@ -82,15 +82,7 @@ class Deployed(Target):
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         handle = self._by_reference if _carries_reference(args) else self._handle
-        response = _multiplexed(handle, ctx).remote(*args, **kwargs)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            # Cancelling an await does not cancel the remote call; response.cancel() does.
-            response.cancel()
-            raise
-        except RayError as error:
-            raise _serve.unwrap(error) from error
+        return await result_of(_multiplexed(handle, ctx).remote(*args, **kwargs))
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
@@ -101,14 +93,32 @@ class Deployed(Target):
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
-        response = _multiplexed(self._streaming, ctx).remote(*args, **kwargs)
-        try:
-            async for item in response:
+        items = items_of(_multiplexed(self._streaming, ctx).remote(*args, **kwargs))
+        async with aclosing(items):
+            async for item in items:
                 yield item
-        except RayError as error:
-            raise _serve.unwrap(error) from error
-        finally:
-            response.cancel()
+
+
+async def result_of(response: Any) -> Any:
+    """Await a ``DeploymentResponse``: cancelled with the wait, and with the user's own errors."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()  # cancelling an await does not cancel the remote call
+        raise
+    except RayError as error:
+        raise _serve.unwrap(error) from error
+
+
+async def items_of(response: Any) -> AsyncGenerator[Any, None]:
+    """Iterate a ``DeploymentResponseGenerator``; closing cancels the call."""
+    try:
+        async for item in response:
+            yield item
+    except RayError as error:
+        raise _serve.unwrap(error) from error
+    finally:
+        response.cancel()
 
 
 def _carries_reference(args: Args) -> bool:

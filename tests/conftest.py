@@ -34,6 +34,7 @@ def free_port() -> int:
 def cluster() -> Iterator[None]:
     """One Ray cluster, with Serve on a free port, for every test that needs one."""
     ray.init(
+        address="local",  # never somebody's cluster that happens to run here
         num_cpus=16,
         resources={"left": 8, "right": 8},
         log_to_driver=False,
