@@ -41,6 +41,7 @@ class Stream(Generic[T]):
         """The first item, once ``begun()`` has waited for it."""
         self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._begun: Stream[Any] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._blocking_items: Iterator[T] | None = None
 
     def map(self, function: Callable[[T], Awaitable[U]], *, portable: bool = True) -> "Stream[U]":
@@ -109,6 +110,11 @@ class Stream(Generic[T]):
 
     async def aclose(self) -> None:
         """Stop: cancel whatever still produces items. Safe to call at any time, and twice."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         if self._items is not None:
             await self._items.aclose()
         elif self._begun is not None:
@@ -120,7 +126,7 @@ class Stream(Generic[T]):
                 "a stream that has begun, or that fused stages produce, cannot be pickled: "
                 "iterate it here, or 'await stream.shared()'"
             )
-        return {**self.__dict__, "_loop": None, "_blocking_items": None}
+        return {**self.__dict__, "_loop": None, "_blocking_items": None, "_closing": None}
 
 
 async def _given(items: list[T]) -> AsyncGenerator[T, None]:
