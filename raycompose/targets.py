@@ -68,6 +68,9 @@ class Deployed(Target):
     @cached_property
     def _handle(self) -> Any:
         handle: Any = self.app
+        if _serve.in_replica():
+            # A stream brings its handle along with every request, and each would get a router.
+            handle = _handles.setdefault((handle.app_name, handle.deployment_name), handle)
         return handle.options(method_name=self.method)
 
     @cached_property
@@ -97,6 +100,10 @@ class Deployed(Target):
         async with aclosing(items):
             async for item in items:
                 yield item
+
+
+_handles: dict[tuple[str, str], Any] = {}
+"""This replica's handle of each deployment that it calls, by application and name."""
 
 
 async def result_of(response: Any) -> Any:

@@ -1,7 +1,7 @@
 """Run by test_references.py, on a cluster of its own where Ray Serve's default is gRPC."""
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
+# mypy does not see what Ray's decorators add (.bind, .options, .remote), nor their types.
+# mypy: disable-error-code="attr-defined, untyped-decorator"
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ def slow_task(value: Any) -> Any:
 
 @ray.remote(num_cpus=0)
 def count_task(n: int) -> Iterator[int]:
-    for i in range(n):  # Ray sends values into generators, which 'yield from range(n)' refuses
+    for i in range(n):  # noqa: UP028  # Ray sends values into it, which range(n) cannot take
         yield i
 
 
@@ -177,10 +177,9 @@ def main() -> None:
     client = rc.run(rc.switch("do", pipelines), name="app")
     handle: Any = serve.get_deployment_handle("Slow", app_name="app")
     found = {**asyncio.run(by_hand(handle)), **by_hand_sync(handle), **piped(client)}
+    print(json.dumps(found), flush=True)
     del held
-    serve.shutdown()
     ray.shutdown()
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":
