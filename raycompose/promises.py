@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.exceptions import TaskCancelledError
 
 
 class _Promises:
@@ -29,7 +30,8 @@ class _Promises:
         finally:
             del self._outcomes[key]
 
-    async def settle(self, key: str, value: Any, error: BaseException | None) -> None:
+    async def settle(self, key: str, value: Any, boxed: list[BaseException | None]) -> None:
+        (error,) = boxed  # bare, Ray would take an error of its own for a failed argument
         outcome = self._outcome(key)
         if error is None:
             outcome.set_result(value)
@@ -52,8 +54,8 @@ def promised(pending: "concurrent.futures.Future[Any]") -> "ObjectRef[Any]":
     ref: ObjectRef[Any] = actor.result.remote(key)
 
     def settle(done: "concurrent.futures.Future[Any]") -> None:
-        error = concurrent.futures.CancelledError() if done.cancelled() else done.exception()
-        actor.settle.remote(key, None if error else done.result(), error)
+        error = TaskCancelledError() if done.cancelled() else done.exception()
+        actor.settle.remote(key, None if error else done.result(), [error])
 
     pending.add_done_callback(settle)
     return ref

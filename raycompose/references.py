@@ -54,7 +54,9 @@ class Ref(Generic[T]):
         """Return a reference that other processes can use, waiting for the result if need be."""
         if isinstance(self._source, ObjectRef) or not ray.is_initialized():
             return self
-        return Ref(ray.put(await self), self._stage)
+        if self._source.done():
+            return Ref(ray.put(await self), self._stage)
+        return Ref(promised(self._source), self._stage, self._upstream)
 
     async def failed(self) -> BaseException | None:
         """Return the error of the stage behind the reference, if it has failed already."""
@@ -326,7 +328,9 @@ async def _reference(response: Any) -> Any:
     if known is None:
         known = await _serve.object_ref(response)
         if known is None:
-            pending = portal.started(_value(response))
+            # A replica's router may live on its own loop; elsewhere the caller's may end first.
+            begin = portal.started if _serve.in_replica() else portal.submit
+            pending = begin(_value(response))
             known = promised(pending) if ray.is_initialized() else Ref(pending)
         _known[response] = known
     return known

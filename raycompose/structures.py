@@ -37,11 +37,14 @@ def rebuilt(structure: Any, replacements: Mapping[int, Any]) -> Any:
     """
     if not replacements:
         return structure
+    touched = _touched(structure, replacements)
     made: dict[int, Any] = {}
 
     def build(value: Any) -> Any:
         if id(value) in replacements:
             return replacements[id(value)]
+        if id(value) not in touched:
+            return value
         if id(value) in made:
             return made[id(value)]
         if isinstance(value, list | dict) or _is_dataclass(value):
@@ -50,8 +53,8 @@ def rebuilt(structure: Any, replacements: Mapping[int, Any]) -> Any:
         if isinstance(value, tuple | set | frozenset):
             parts = [build(part) for part in value]
             if any(new is not old for new, old in zip(parts, value, strict=True)):
-                is_named = hasattr(value, "_fields")
-                made[id(value)] = type(value)(*parts) if is_named else type(value)(parts)
+                kind: Any = type(value)
+                made[id(value)] = kind._make(parts) if hasattr(kind, "_make") else kind(parts)
         return made[id(value)]
 
     def _filled(value: Any) -> Any:
@@ -63,10 +66,33 @@ def rebuilt(structure: Any, replacements: Mapping[int, Any]) -> Any:
                 new[key] = build(part)
         else:
             for field in dataclasses.fields(value):
+                if not hasattr(value, field.name):  # init=False, and not set yet
+                    continue
                 object.__setattr__(new, field.name, build(getattr(value, field.name)))
         return new
 
     return build(structure)
+
+
+def _touched(structure: Any, replacements: Mapping[int, Any]) -> set[int]:
+    """The ids of the parts that something is replaced in, however deep; cycles are fine."""
+    holders: dict[int, list[int]] = {}
+    seen, todo = set(), [structure]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen or id(value) in replacements:
+            continue
+        seen.add(id(value))
+        for part in _parts(value):
+            holders.setdefault(id(part), []).append(id(value))
+            todo.append(part)
+    touched: set[int] = set()
+    rising = list(replacements)
+    while rising:
+        new = set(holders.get(rising.pop(), ())) - touched
+        touched |= new
+        rising += new
+    return touched
 
 
 def is_container(value: Any) -> bool:

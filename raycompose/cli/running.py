@@ -6,12 +6,13 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
-from click import ClickException
+from click import Abort, ClickException
 
 from .loading import Problem, deploys_itself, load
 from .watching import Watch
@@ -59,14 +60,30 @@ class Options:
         return [self.target, *self.arguments, *options, *mode]
 
 
+class _Ending:
+    """Whether the user has asked for the end: Ray's code may swallow a ``KeyboardInterrupt``."""
+
+    asked = False
+
+    def __call__(self, signum: int, frame: object) -> None:
+        """Handle SIGINT and SIGTERM."""
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+_end = _Ending()
+
+
 def serve_run(options: Options) -> int:
     """Run until Ctrl-C and return the exit status."""
+    signal.signal(signal.SIGINT, _end)
     with contextlib.ExitStack() as ending:
         try:
             _serve_run(options, ending)
-            if options.blocking:
-                while True:
-                    time.sleep(3600)
+            while options.blocking:
+                if _end.asked:
+                    raise KeyboardInterrupt
+                time.sleep(0.5)
             ending.pop_all()  # what runs goes on
         except Problem as problem:
             typer.secho(f"Error: {problem.message}", fg="red", err=True)
@@ -94,18 +111,22 @@ def _serve_run(options: Options, ending: contextlib.ExitStack) -> None:
     if not ray.is_initialized():
         _start(options, cpus, ending)
     # `kill` ends it as Ctrl-C does; ray.init has set a handler of its own.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    watch = Watch(tuple(apps), options.timeout_s, lambda: announce(options, apps))
+    signal.signal(signal.SIGTERM, _end)
+    up = partial(announce, options, apps)
+    watch = Watch(tuple(apps), options.timeout_s, up if options.reload else lambda: None)
     with watch:
         try:
             scripts.run.main(options.ray_arguments(), standalone_mode=False)
         except SystemExit as stop:  # Ray's way out, with status 0, of a failure and of Ctrl-C
             if watch.failure is None and isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
-            raise Problem(watch.failure or "the deployment failed; see above") from stop
+            raise Problem(watch.failure or watch.trouble or "the deployment failed") from stop
         except ClickException as error:
             raise Problem(error.format_message(), status=2) from error
+        except Abort:  # Click's word for Ctrl-C
+            raise KeyboardInterrupt from None
         watch.wait()
+    up()
 
 
 def _applications(options: Options) -> dict[str, tuple[Any, dict[str, Any]]]:

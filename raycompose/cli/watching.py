@@ -11,7 +11,7 @@ import typer
 
 from .loading import Problem
 
-_POLL_S = 0.3
+_POLL_S = 0.2
 _PATIENCE_S = 10.0
 
 
@@ -35,6 +35,8 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, name="raycompose-watch", daemon=True)
         self.failure: str | None = None
         """What failed, once it has."""
+        self.trouble: str | None = None
+        """What Ray is trying again."""
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -68,10 +70,12 @@ class Watch:
             apps = [status.applications[n] for n in self._names if n in status.applications]
             for name, app in status.applications.items():
                 self._tell_healthy(name, app)
-            failed = [app for app in apps if app.status == "DEPLOY_FAILED"]
-            if failed:
-                self.failure = _why(failed[0])
-                return
+            for app in apps:
+                if app.status == "DEPLOY_FAILED":
+                    self.failure = _why(app)
+                    return
+                if any("fail" in d.message.lower() for d in app.deployments.values()):
+                    self.trouble = _why(app)  # Ray tries again, and may end before we look again
             if len(apps) == len(self._names) and all(app.status == "RUNNING" for app in apps):
                 self._on_up()
                 return
@@ -112,7 +116,7 @@ def _waiting(app: Any) -> str:
 def _why(app: Any) -> str:
     """The reason that Ray gives for a failure, without the traceback that its log has."""
     for name, deployment in app.deployments.items():
-        if "FAILED" in deployment.status or deployment.status == "UNHEALTHY":
+        if "fail" in deployment.message.lower() or deployment.status == "UNHEALTHY":
             return f"deployment {name!r} failed: {_last_line(deployment.message)}"
     return f"the application failed: {_last_line(app.message)}"
 

@@ -29,6 +29,7 @@ from raycompose import promises
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
 
 SOAK = os.environ.get("RAYCOMPOSE_SOAK") == "1"
+pytestmark = pytest.mark.timeout(1800 if SOAK else 180)
 REQUESTS = 10_000 if SOAK else 200
 CANCELLED = 1_000 if SOAK else 50
 ROUNDS = 3
