@@ -5,15 +5,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import tenacity
 from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 
 from raycompose.errors import StageTimeoutError, mark
 from raycompose.streams import Stream
+
+if TYPE_CHECKING:
+    import tenacity
 
 TRANSIENT: tuple[type[Exception], ...] = (
     ActorDiedError,
@@ -60,8 +62,10 @@ class Retry:
         if not all(isinstance(t, type) and issubclass(t, Exception) for t in on):
             raise TypeError(f"on must be a tuple of exception types, got {self.on!r}")
 
-    def wait_s(self, state: tenacity.RetryCallState) -> float:
+    def wait_s(self, state: "tenacity.RetryCallState") -> float:
         """Seconds to wait before the next attempt; back-pressure names its own."""
+        import tenacity  # as below
+
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, BackPressureError) and error.retry_after_s is not None:
             return float(error.retry_after_s)
@@ -130,6 +134,8 @@ class Limits:
     async def _attempts(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
         if self.retry is None:
             return await attempt()
+        import tenacity  # with tornado, where that is installed: 10 ms that most never need
+
         policy = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.retry.attempts),
             retry=tenacity.retry_if_exception_type((*TRANSIENT, *self.retry.on)),
