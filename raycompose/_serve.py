@@ -26,7 +26,6 @@ from ray.serve.context import (
     _get_serve_request_context,
     _set_internal_replica_context,
 )
-from ray.serve.handle import DeploymentHandle
 
 from raycompose.errors import restored
 
@@ -259,7 +258,6 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 __all__ = [
-    "DeploymentHandle",
     "LazyApplication",
     "RequestContext",
     "Running",

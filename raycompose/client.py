@@ -21,7 +21,7 @@ from raycompose.errors import RayComposeError
 from raycompose.fusing import localised
 from raycompose.hosting import constructed
 from raycompose.ingress import Ingress
-from raycompose.streams import cancel
+from raycompose.streams import cancel, next_of
 from raycompose.targets import items_of, result_of
 
 
@@ -91,7 +91,7 @@ class Client(ABC):
         try:
             while True:
                 try:
-                    item = portal.wait(_next(items))
+                    item = portal.wait(next_of(items))
                 except StopAsyncIteration:
                     return
                 yield item
@@ -104,7 +104,7 @@ class Client(ABC):
         try:
             while True:
                 try:
-                    item = await asyncio.wrap_future(portal.submit(_next(items)))
+                    item = await asyncio.wrap_future(portal.submit(next_of(items)))
                 except StopAsyncIteration:
                     return
                 yield item
@@ -295,10 +295,6 @@ async def _within(timeout_s: float | None, coroutine: Any) -> Any:
         if timeout_s is None or type(error) is not asyncio.TimeoutError:
             raise
         raise TimeoutError(f"the pipeline gave no result within timeout_s={timeout_s:g}") from None
-
-
-async def _next(items: Any) -> Any:
-    return await anext(items)
 
 
 async def _receive_all(receive: Receive, received: "asyncio.Queue[Any]") -> None:

@@ -23,7 +23,7 @@ from raycompose import _serve
 from raycompose.errors import NoMatchError, StageTimeoutError, failed_stage
 from raycompose.request import parse_json
 from raycompose.runner import Context
-from raycompose.streams import Stream, cancel
+from raycompose.streams import Stream, cancel, next_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -92,7 +92,7 @@ async def _or_quiet(items: Stream[Any]) -> AsyncIterator[Any]:
     iterator = aiter(items)
     try:
         while True:
-            upcoming = upcoming or asyncio.ensure_future(_next(iterator))
+            upcoming = upcoming or asyncio.ensure_future(next_of(iterator))
             await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_S)
             if not upcoming.done():
                 yield _QUIET
@@ -104,10 +104,6 @@ async def _or_quiet(items: Stream[Any]) -> AsyncIterator[Any]:
             yield item
     finally:
         await cancel(upcoming)
-
-
-async def _next(iterator: AsyncIterator[Any]) -> Any:
-    return await anext(iterator)
 
 
 _QUIET = object()

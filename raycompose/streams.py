@@ -102,7 +102,7 @@ class Stream(Generic[T]):
         try:
             while True:
                 try:
-                    yield portal.wait(_next(items), self._loop)
+                    yield portal.wait(next_of(items), self._loop)
                 except StopAsyncIteration:
                     return
         finally:
@@ -143,7 +143,7 @@ class _Mapped(Generic[T, U]):
 
     async def __call__(self) -> AsyncGenerator[U, None]:
         items = aiter(self.stream)
-        upcoming: asyncio.Future[T] | None = asyncio.ensure_future(_next(items))
+        upcoming: asyncio.Future[T] | None = asyncio.ensure_future(next_of(items))
         running: deque[asyncio.Future[U]] = deque()
         failure: BaseException | None = None
         try:
@@ -164,7 +164,7 @@ class _Mapped(Generic[T, U]):
                     failure = upcoming.exception()
                     if failure is None:
                         running.append(asyncio.ensure_future(self.function(upcoming.result())))
-                    upcoming = None if failure else asyncio.ensure_future(_next(items))
+                    upcoming = None if failure else asyncio.ensure_future(next_of(items))
             if failure is not None and not isinstance(failure, StopAsyncIteration):
                 raise failure
         finally:
@@ -172,7 +172,8 @@ class _Mapped(Generic[T, U]):
             await self.stream.aclose()
 
 
-async def _next(items: AsyncIterator[T]) -> T:
+async def next_of(items: AsyncIterator[T]) -> T:
+    """Return the next item, as a coroutine, which a task needs and ``anext`` does not give."""
     return await anext(items)
 
 

@@ -92,7 +92,7 @@ class Deployed(Target):
         response = _multiplexed(self._by_reference, ctx).remote(*args, **kwargs)
         ctx.on_failure(response.cancel)
         ref = await _serve.object_ref(response)
-        return ctx.start(_result(response)) if ref is None else ref
+        return ctx.start(result_of(response)) if ref is None else ref
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
@@ -133,10 +133,6 @@ def _carries_reference(args: Args) -> bool:
     if isinstance(first, list) and len(first) == 1:
         first = first[0]
     return isinstance(first, ObjectRef | Ref)
-
-
-async def _result(response: Any) -> Any:
-    return await response
 
 
 def _multiplexed(handle: Any, ctx: Context) -> Any:
