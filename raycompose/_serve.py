@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from ray import serve
 from ray._private.services import canonicalize_bootstrap_address
+from ray.actor import ActorMethod, _ActorMethodOptionsWrapper
 from ray.dag.py_obj_scanner import _PyObjScanner
 from ray.exceptions import RayError, RayTaskError, UnserializableException
+from ray.remote_function import RemoteFunction
 from ray.serve import Application, Deployment, context
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import BuiltApplication, IDDict, build_app
@@ -128,15 +130,35 @@ def setting(deployment: Deployment, name: str) -> Any:
 
 
 def task_function(task: Any) -> Callable[..., Any] | None:
-    """Return the Python function that a ``@ray.remote`` function wraps; ``None`` for a method."""
-    function: Callable[..., Any] | None = getattr(task, "_function", None)
-    return function
+    """Return the Python function that a ``@ray.remote`` function wraps, ``None`` if it is not one.
+
+    Also of what ``task.options(...)`` gives.
+    """
+    if not isinstance(task, RemoteFunction):
+        # A class that Ray makes for each call of options(), which holds the task in a closure.
+        remote = getattr(type(task), "remote", None)
+        held = inspect.getclosurevars(remote).nonlocals if inspect.isfunction(remote) else {}
+        task = held.get("func_cls")
+    return task._function if isinstance(task, RemoteFunction) else None
 
 
-def actor_method_name(method: Any) -> str:
-    """Return the name of a Ray actor's method."""
-    name: str = method._method_name
-    return name
+class MethodOfActor(NamedTuple):
+    """What Ray knows of an actor's method."""
+
+    name: str
+    streams: bool
+
+
+def method_of_actor(method: Any) -> MethodOfActor | None:
+    """Return what Ray knows of an actor's method, ``None`` if it is not one.
+
+    Also of what ``actor.method.options(...)`` gives.
+    """
+    if isinstance(method, _ActorMethodOptionsWrapper):
+        method = method._actor_method
+    if not isinstance(method, ActorMethod):
+        return None
+    return MethodOfActor(method._method_name, bool(method._is_generator))
 
 
 def actor_class_name(actor_class: Any) -> str:
@@ -259,10 +281,10 @@ def unwrap(error: BaseException) -> BaseException:
 
 __all__ = [
     "LazyApplication",
+    "MethodOfActor",
     "RequestContext",
     "Running",
     "actor_class_name",
-    "actor_method_name",
     "autoscaling_config",
     "build",
     "call_builder",
@@ -272,6 +294,7 @@ __all__ = [
     "in_replica",
     "is_batched",
     "is_fastapi_ingress",
+    "method_of_actor",
     "object_ref",
     "object_ref_gen",
     "placement_group",

@@ -274,7 +274,10 @@ def from_object_ref(ref: "ObjectRef[T]") -> ObjectRefResponse[T]:
         TypeError: It is not an ``ObjectRef``.
     """
     if not isinstance(ref, ObjectRef):
-        raise TypeError(f"from_object_ref takes a ray.ObjectRef, got {type(ref).__name__}")
+        raise TypeError(
+            f"from_object_ref takes a ray.ObjectRef, got {type(ref).__name__}; "
+            "a response is turned into one by rc.to_object_ref"
+        )
     return ObjectRefResponse(ref)
 
 

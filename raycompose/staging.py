@@ -97,11 +97,10 @@ def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] |
         raise CompositionError(
             f"method={method!r} belongs to a deployment, but got {_described(target)}"
         )
-    if isinstance(target, ray.remote_function.RemoteFunction):
-        function: Any = _serve.task_function(target)
-        return Task(target), lambda: describe(function), function.__name__
-    if isinstance(target, ray.actor.ActorMethod):
-        return Task(target), None, _serve.actor_method_name(target)
+    if (task := _serve.task_function(target)) is not None:
+        return Task(target), lambda: describe(task), task.__name__
+    if (actors := _serve.method_of_actor(target)) is not None:
+        return Task(target), lambda: Signature(streams=actors.streams), actors.name
     if isinstance(target, ray.actor.ActorClass):
         raise CompositionError(
             f"got the actor class {_serve.actor_class_name(target)}: start an actor with "

@@ -338,17 +338,23 @@ def test_instances_with_queues_of_their_own_do_not_mix(handles: Handles) -> None
 
 
 def test_the_function_of_a_task() -> None:
-    """A ``@ray.remote`` function has the Python function in ``_function``."""
-    assert _serve.task_function(ray.remote(until)) is until
+    """A task has the Python function in ``_function``; its ``options()`` hold it in a closure."""
+    task = ray.remote(until)
+    assert _serve.task_function(task) is until
+    assert _serve.task_function(task.options(num_cpus=0)) is until
     assert _serve.task_function(object()) is None
 
 
-def test_the_name_of_an_actor_method(cluster: None) -> None:
-    """An actor's method knows its name, in ``_method_name``."""
+def test_what_ray_knows_of_an_actor_method(cluster: None) -> None:
+    """``_method_name`` and ``_is_generator``; options() hold the method in ``_actor_method``."""
     actor = ray.remote(Box).options(num_cpus=0).remote(None)
     try:
-        assert _serve.actor_method_name(actor.__ray_ready__) == "__ray_ready__"
-        assert isinstance(actor.__ray_ready__, ray.actor.ActorMethod)
+        method = actor.__ray_ready__
+        assert _serve.method_of_actor(method) == ("__ray_ready__", False)
+        configured = method.options(name="x")
+        assert type(configured).__name__ == "_ActorMethodOptionsWrapper"
+        assert _serve.method_of_actor(configured) == ("__ray_ready__", False)
+        assert _serve.method_of_actor(object()) is None
     finally:
         ray.kill(actor)
 
