@@ -265,6 +265,11 @@ def encode_body(value: Any) -> tuple[bytes, str]:
     return body["body"], dict(start["headers"])[b"content-type"].decode()
 
 
+def did_not_stream(error: TypeError) -> bool:
+    """Tell whether this is Ray's answer to ``stream=True`` on what gave one result."""
+    return "did not return a generator" in str(error)
+
+
 def unwrap(error: BaseException) -> BaseException:
     """Return the exception that the user's code raised, out of Ray's ``RayTaskError``.
 
@@ -290,6 +295,7 @@ __all__ = [
     "call_builder",
     "cluster_address",
     "deployment_of",
+    "did_not_stream",
     "encode_body",
     "in_replica",
     "is_batched",

@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -289,13 +290,23 @@ class Fallback(_Choosing):
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the branches in order until one succeeds; a stream, once its first item is there."""
         value = single(value, self.name)
+        if self.only_streams:
+            return self.later(self._items, value, ctx)
+        return await self._first(value, ctx)
+
+    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+        async with aclosing(await self._first(value, ctx)) as items:
+            async for item in items:
+                yield item
+
+    async def _first(self, value: Any, ctx: Context) -> Any:
         errors: list[Exception] = []
         for branch in self.branches:
             try:
                 result = await branch.run(value, ctx)
                 return await result.begun() if isinstance(result, Stream) else result
             except self.on as error:
-                if is_client_error(error):
+                if is_client_error(error) or (isinstance(value, Stream) and value.started):
                     raise
                 errors.append(error)
         first, *others = errors

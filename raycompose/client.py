@@ -15,9 +15,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request as StarletteRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raycompose import portal, starting
+from raycompose import _serve, portal, starting
 from raycompose.compose import Pipeline, pipeline
-from raycompose.errors import RayComposeError
+from raycompose.errors import RayComposeError, failed_stage
 from raycompose.fusing import localised
 from raycompose.hosting import constructed
 from raycompose.ingress import Ingress
@@ -123,6 +123,9 @@ class Client(ABC):
         self.close()
 
 
+_NO_STREAM = "this pipeline does not stream: use client.call(...)"
+
+
 class _Remote(Client):
     """Calls an application that Ray Serve runs."""
 
@@ -140,8 +143,13 @@ class _Remote(Client):
         # Called in here, on the background loop, where Ray's router may need a running loop.
         items = items_of(self._handle.options(stream=True).remote(*args, **kwargs))
         async with aclosing(items):
-            async for item in items:
-                yield item
+            try:
+                async for item in items:
+                    yield item
+            except TypeError as error:
+                if failed_stage(error) is not None or not _serve.did_not_stream(error):
+                    raise
+                raise TypeError(_NO_STREAM) from None
 
     @property
     def handle(self) -> DeploymentHandle[Any]:
@@ -179,7 +187,7 @@ class _Local(Client):
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = await self._ingress(*args, **kwargs)
         if not hasattr(result, "__anext__"):
-            raise TypeError("this pipeline does not stream: use client.call(...)")
+            raise TypeError(_NO_STREAM)
         async with aclosing(result) as items:
             async for item in items:
                 yield item

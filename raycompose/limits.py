@@ -94,18 +94,28 @@ class Limits:
         """Whether there is a limit at all."""
         return self.timeout_s is not None or self.retry is not None
 
-    async def run(self, stage: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
+    async def run(
+        self,
+        stage: str,
+        attempt: Callable[[], Awaitable[Any]],
+        repeatable: Callable[[], bool] = lambda: True,
+    ) -> Any:
         """Run ``attempt``, again where the policy says so, until the deadline.
 
-        A stream has the same deadline for its last item, wherever it is consumed.
+        A stream has the same deadline for its last item.
+
+        Args:
+            stage: The stage's name.
+            attempt: Runs it once.
+            repeatable: Whether its input is still there for another attempt.
 
         Raises:
             StageTimeoutError: The deadline passed; the attempt under way was cancelled.
         """
         if self.timeout_s is None:
-            return await self._attempts(attempt)
+            return await self._attempts(attempt, repeatable)
         deadline = anyio.current_time() + self.timeout_s
-        result = await self._before(deadline, stage, partial(self._attempts, attempt))
+        result = await self._before(deadline, stage, partial(self._attempts, attempt, repeatable))
         if isinstance(result, Stream):
             return Stream(partial(self._items, result, deadline, stage), portable=False)
         return result
@@ -131,14 +141,17 @@ class Limits:
         mark(error, stage)
         raise error
 
-    async def _attempts(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+    async def _attempts(
+        self, attempt: Callable[[], Awaitable[Any]], repeatable: Callable[[], bool]
+    ) -> Any:
         if self.retry is None:
             return await attempt()
         import tenacity  # with tornado, where that is installed: 10 ms that most never need
 
+        worth_it = (*TRANSIENT, *self.retry.on)
         policy = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.retry.attempts),
-            retry=tenacity.retry_if_exception_type((*TRANSIENT, *self.retry.on)),
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, worth_it) and repeatable()),
             wait=self.retry.wait_s,
             reraise=True,
         )

@@ -6,8 +6,8 @@ takes whole, and references to results that are not there yet.
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
@@ -73,8 +73,13 @@ class Node:
 
     @property
     def streams(self) -> bool:
-        """Whether the result is known to be a stream."""
+        """Whether the result may be a stream."""
         return any(child.streams for child in self.children)
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether the result is a stream whatever the input."""
+        return self.streams and all(child.only_streams for child in self.children)
 
     @property
     def takes_stream(self) -> bool:
@@ -90,6 +95,19 @@ class Node:
     def portable(self) -> bool:
         """Whether the node can run in another replica as well."""
         return all(stage.target.portable for stage in stages(self))
+
+    def later(
+        self, items: Callable[[Any, Context], AsyncGenerator[Any, None]], value: Any, ctx: Context
+    ) -> Stream[Any]:
+        """Return ``items(value, ctx)`` as a stream that begins where its first item is asked for.
+
+        Args:
+            items: A method of the node's.
+            value: The node's input.
+            ctx: The request's.
+        """
+        taken = value.portable if isinstance(value, Stream) else not isinstance(value, Ref)
+        return Stream(partial(items, value, ctx), portable=self.portable and taken)
 
 
 @dataclass(frozen=True)
@@ -151,8 +169,8 @@ class Stage(Node):
             return (Request.of(value, ctx.scope),), {}
         if takes == "reference":
             ref = value if isinstance(value, Ref) else Ref.to(value)
-            if self.target.remote:
-                ref = await ref.shared()
+            if self.target.remote or self.signature.streams:
+                ref = await ref.shared()  # a stream may be iterated elsewhere
             return ([ref.item] if self.signature.wraps_ref else ref,), {}
         if not isinstance(value, Stream):
             raise TypeError(
@@ -243,10 +261,18 @@ class Sequence(Node):
 
     @property
     def streams(self) -> bool:
-        """Whether items reach the end: a stage that takes a stream whole may end it."""
+        """Whether items may reach the end: a stage that takes a stream whole may end it."""
+        return self._ends_in_stream(step.streams for step in self.steps)
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether items reach the end whatever the input."""
+        return self._ends_in_stream(step.only_streams for step in self.steps)
+
+    def _ends_in_stream(self, streams: Iterable[bool]) -> bool:
         streaming = False
-        for step in self.steps:
-            streaming = step.streams or (streaming and not step.takes_stream)
+        for step, begins in zip(self.steps, streams, strict=True):
+            streaming = begins or (streaming and not step.takes_stream)
         return streaming
 
     @property
@@ -282,15 +308,31 @@ class Limited(Node):
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the body within its limits."""
-        name = self.name or self.body.name
-        with ctx.at(name) if self.name else nullcontext():
-            return await self.limits.run(name, partial(self._attempt, value, ctx))
+        if self.only_streams:
+            return self.later(self._items, value, ctx)
+        with self._at(ctx):
+            return await self._limited(value, ctx)
 
-    async def _attempt(self, value: Any, ctx: Context) -> Any:
-        result = await self.body.run(value, ctx)
-        if self.limits.any and isinstance(result, Stream):
-            return await result.begun()  # a stream may be tried again until its first item
-        return result
+    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+        with self._at(ctx):
+            async with aclosing(await self._limited(value, ctx)) as items:
+                async for item in items:
+                    yield item
+
+    def _at(self, ctx: Context) -> AbstractContextManager[None]:
+        return ctx.at(self.name) if self.name else nullcontext()
+
+    async def _limited(self, value: Any, ctx: Context) -> Any:
+        async def attempt() -> Any:
+            result = await self.body.run(value, ctx)
+            if self.limits.any and isinstance(result, Stream):
+                return await result.begun()  # a stream may be tried again until its first item
+            return result
+
+        def repeatable() -> bool:
+            return not (isinstance(value, Stream) and value.started)
+
+        return await self.limits.run(self.name or self.body.name, attempt, repeatable)
 
     @property
     def children(self) -> tuple[Node, ...]:

@@ -1,6 +1,7 @@
 """Streams between stages: pulled lazily, mapped in order, stopped early."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -48,13 +49,23 @@ class Stream(Generic[T]):
         """Return the stream of ``await function(item)``, in order, a few in flight at a time."""
         return Stream(_Mapped(self, function), portable=portable and self._portable)
 
+    @property
+    def portable(self) -> bool:
+        """Whether it can be iterated in another replica: it has not begun, nor is bound here."""
+        return self._portable and not self.started
+
+    @property
+    def started(self) -> bool:
+        """Whether its first item has been asked for: its items can be had only once."""
+        return self._items is not None
+
     async def shared(self) -> "Stream[T]":
         """Return a stream that another replica can iterate.
 
         That is the stream itself, unless an object of this process has a part in it: then its
         items are collected here and sent together.
         """
-        if self._portable and self._items is None:
+        if self.portable:
             return self
         return Stream(partial(_given, [item async for item in self]))
 
@@ -80,7 +91,15 @@ class Stream(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         if self._items is None:
             self._items = self._source()
+            with contextlib.suppress(RuntimeError):  # no loop in this thread, and no task
+                if (task := asyncio.current_task()) is not None:
+                    task.add_done_callback(self._stop_after)
         return self._items
+
+    def _stop_after(self, task: "asyncio.Task[Any]") -> None:
+        """Stop with the task that iterates: its error may keep the items alive for ever."""
+        if task.cancelled() or task.exception() is not None:
+            self._closing = self._closing or asyncio.ensure_future(self._close())
 
     def __iter__(self) -> Iterator[T]:
         try:
@@ -121,7 +140,7 @@ class Stream(Generic[T]):
             await self._begun.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._items is not None or not self._portable:
+        if not self.portable:
             raise RayComposeError(
                 "a stream that has begun, or that fused stages produce, cannot be pickled: "
                 "iterate it here, or 'await stream.shared()'"

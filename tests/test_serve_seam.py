@@ -703,6 +703,14 @@ def test_result_raises_inside_a_running_loop(handles: Handles) -> None:
     asyncio.run(call())
 
 
+def test_stream_of_one_result_is_told_by_its_message(handles: Handles) -> None:
+    """Ray raises a TypeError for ``stream=True`` on a method that gives one result."""
+    with pytest.raises(TypeError) as caught:
+        list(handles.echo.options(stream=True).remote(1))
+    assert _serve.did_not_stream(caught.value)
+    assert not _serve.did_not_stream(TypeError("a user's own"))
+
+
 def test_back_pressure_knows_its_retry_after() -> None:
     """BackPressureError has a status code and ``retry_after_s``, and pickles."""
     from ray.serve.exceptions import BackPressureError

@@ -648,3 +648,50 @@ print(sum(asyncio.run(main())))
         check=False,
     )
     assert done.stdout.splitlines()[-1:] == ["600"], done.stderr
+
+
+async def _fails_after_two(items: rc.Stream[int]) -> int:
+    async for item in items:
+        if item == 2:
+            raise ValueError("two")
+    return -1
+
+
+async def _one(items: rc.Stream[int]) -> int:
+    return len([item async for item in items])
+
+
+@pytest.mark.parametrize(
+    "taker",
+    [
+        rc.stage(_fails_after_two, retry=rc.Retry(3, on=(ValueError,))),
+        rc.fallback(_fails_after_two, _one),
+    ],
+    ids=["retry", "fallback"],
+)
+def test_a_stream_that_was_begun_is_not_given_to_another_attempt(
+    taker: rc.Pipeline[Any, Any],
+) -> None:
+    """Items can be taken once: another attempt would take the rest for the whole."""
+    producer = Producer()
+    with pytest.raises(ValueError, match="two"):
+        rc.local(rc.pipeline(producer.later, taker)).call(5)
+    assert producer.made == 3
+
+
+@pytest.mark.parametrize("limits", [{"retry": 2}, {"timeout_s": 10.0}], ids=["retry", "timeout"])
+def test_a_limited_stream_begins_where_its_first_item_is_asked_for(limits: Any) -> None:
+    """A stage that takes the stream whole starts first, though the stream is limited."""
+    order: list[str] = []
+
+    async def source(n: int) -> AsyncIterator[int]:
+        order.append("source")
+        for i in range(n):
+            yield i
+
+    async def taker(items: rc.Stream[int]) -> int:
+        order.append("taker")
+        return sum([item async for item in items])
+
+    assert rc.local(rc.pipeline(rc.stage(source, **limits), taker)).call(4) == 6
+    assert order == ["taker", "source"]
