@@ -57,6 +57,16 @@ class _Choosing(_Branching):
     """A node whose result is that of one of its branches."""
 
     @property
+    def takes_stream(self) -> bool:
+        """Whether all branches do, and the choice asks nothing of the value."""
+        return self._blind and all(branch.takes_stream for branch in self.branches)
+
+    @property
+    def _blind(self) -> bool:
+        """Whether the branch is chosen without a look at the value."""
+        return False
+
+    @property
     def exits(self) -> tuple[Stage, ...]:
         """The branches' exits."""
         return tuple(stage for branch in self.branches for stage in branch.exits)
@@ -161,6 +171,10 @@ class Split(_Choosing):
 
     weights: tuple[float, ...]
     key: Callable[[Any], Any] | None = None
+
+    @property
+    def _blind(self) -> bool:
+        return self.key is None
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the branch that is drawn."""
@@ -286,6 +300,10 @@ class Fallback(_Choosing):
     """
 
     on: tuple[type[Exception], ...] = (Exception,)
+
+    @property
+    def _blind(self) -> bool:
+        return True
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the branches in order until one succeeds; a stream, once its first item is there."""

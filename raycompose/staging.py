@@ -151,6 +151,11 @@ def check_fit(before: Sequence, after: Node) -> None:
                 f"stage {taker.label!r} takes a stream, but {before.exits[0].label!r} does not "
                 "give one: yield the items in it, or take the value instead"
             )
+        if taker.signature.takes == "stream" and not after.takes_stream:
+            raise CompositionError(
+                f"stage {taker.label!r} takes a stream whole, but {after.label!r} gives its "
+                "branches the items one by one: take the item, or put the stage behind it"
+            )
         if taker.signature.takes == "request" or taker.takes_stream:
             continue
         for giver in before.exits:

@@ -695,3 +695,32 @@ def test_a_limited_stream_begins_where_its_first_item_is_asked_for(limits: Any) 
 
     assert rc.local(rc.pipeline(rc.stage(source, **limits), taker)).call(4) == 6
     assert order == ["taker", "source"]
+
+
+@pytest.mark.parametrize(
+    "chosen", [rc.fallback(_total, whole), rc.split((_total, 50), (_total, 50))]
+)
+def test_a_choice_made_without_the_value_passes_the_stream_on_whole(
+    chosen: rc.Pipeline[Any, Any],
+) -> None:
+    """``fallback`` and ``split`` give a stream to branches that all take one."""
+    assert rc.local(rc.pipeline(Producer().later, chosen)).call(4) == 6
+
+
+@pytest.mark.parametrize(
+    "branching",
+    [
+        rc.switch(lambda x: x, {1: _total}),
+        rc.when(bool, _total),
+        rc.split((_total, 50), (_total, 50), key=lambda x: x),
+        rc.parallel(_total, _total),
+        rc.fallback(_total, double),
+    ],
+    ids=["switch", "when", "sticky split", "parallel", "fallback"],
+)
+def test_a_branch_cannot_take_whole_what_comes_item_by_item(
+    branching: rc.Pipeline[Any, Any],
+) -> None:
+    """It is refused where it is composed, and the error names both."""
+    with pytest.raises(rc.CompositionError, match=r"'_total' takes a stream whole.*one by one"):
+        rc.pipeline(Producer().later, branching)
