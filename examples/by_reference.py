@@ -45,10 +45,15 @@ class Ingress:
         self._preprocessor = preprocessor
         self._downstream = downstream
 
-    async def __call__(self) -> str:
+    async def __call__(self, mode: str) -> str:
         response: DeploymentResponse[str] = self._preprocessor.remote()
-        result: str = await self._downstream.pass_by_value.remote(response)
-        return result
+        if mode == "by_value":
+            by_value: str = await self._downstream.pass_by_value.remote(response)
+            return by_value
+        # Ray Serve itself refuses a response inside a list.
+        refs = await rc.by_ref([response])
+        by_reference: str = await self._downstream.pass_by_reference.remote(refs)
+        return by_reference
 
 
 by_hand = Ingress.bind(Preprocessor.bind(), DownstreamModel.bind())
