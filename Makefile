@@ -8,7 +8,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,notebook]'
 	touch $@
 
-.PHONY: run test soak check clean
+.PHONY: run test soak bench check clean
 run: .venv/installed ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
@@ -17,6 +17,9 @@ test: .venv/installed ## Run the tests
 
 soak: .venv/installed ## Look for leaks at full length: 10,000 requests of each kind
 	RAYCOMPOSE_SOAK=1 $(BIN)/pytest tests/test_leaks.py
+
+bench: .venv/installed ## Measure, as ratios to what is written by hand
+	$(BIN)/python tests/benchmarks
 
 check: .venv/installed ## Lint, format, types
 	$(BIN)/ruff check

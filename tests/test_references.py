@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import ray
 from conftest import Deploy
@@ -1106,6 +1107,51 @@ def test_options_of_a_task_are_kept(deploy: Deploy) -> None:
 
     app: Any = rc.pipeline(asked.options(num_cpus=0, resources={"left": 1}))
     assert deploy(app).call(0, timeout_s=TIMEOUT_S) == {"left": 1}
+
+
+# --- Large values ---------------------------------------------------------------------------------
+
+ARRAY = 20_000_000  # bytes
+
+
+def written_bytes() -> int:
+    """Return how many bytes were ever written to the object store."""
+    from ray._private.internal_api import node_stats  # noqa: TID251  # nothing public sees the store
+
+    (node,) = ray.nodes()
+    stats: Any = node_stats(
+        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+    )
+    return int(stats.store_stats.cumulative_created_bytes)
+
+
+class Arrays:
+    def make(self, size: int) -> Any:
+        return np.zeros(size, np.uint8)
+
+    async def forward(self, ref: rc.Ref[Any]) -> Any:
+        return await ref
+
+    async def forward_listed(self, refs: list[ObjectRef[Any]]) -> Any:
+        return await refs[0]
+
+    async def look(self, ref: rc.Ref[Any]) -> tuple[int, bool, bool]:
+        array = await ref
+        return len(array), array.flags.writeable, array.flags.owndata
+
+
+@pytest.mark.parametrize("forward", ["forward", "forward_listed"])
+def test_a_large_array_is_written_once_for_each_stage_that_gives_it(
+    deploy: Deploy, forward: str
+) -> None:
+    """Three stages by reference write it twice, as the best by hand do; the last sees a view."""
+    arrays = serve.deployment(Arrays, **here).bind()
+    methods = ("make", forward, "look")
+    client = deploy(rc.pipeline(*(rc.stage(arrays, method=method) for method in methods)))
+    before = written_bytes()
+    length, writeable, owns = client.call(ARRAY, timeout_s=TIMEOUT_S)
+    assert (length, writeable, owns) == (ARRAY, False, False)
+    assert 2 * ARRAY <= written_bytes() - before < 2.5 * ARRAY
 
 
 # --- Other clusters -------------------------------------------------------------------------------

@@ -1,36 +1,27 @@
 """Items per second through three stages, and the time to the first, against relays by hand.
 
-Run it: ``python tests/benchmarks/bench_streaming.py [--items 300] [--rounds 5]``. It prints
-one row of the table of benchmarks, and writes all that it measured as JSON. The first way of a
-relay by hand awaits each item's calls before the next item's; the second keeps a few in flight.
+The first way of a relay by hand awaits each item's calls before the next item's; the second keeps
+a few in flight.
 """
 
 # mypy does not see what Ray's decorators add: .bind, .options, .remote.
 # mypy: disable-error-code="attr-defined"
 
-import argparse
 import asyncio
-import json
-import logging
-import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import ray
+from harness import HERE, Row, deployed, in_turn
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 import raycompose as rc
 from raycompose.streams import IN_FLIGHT
 
-TARGET = 3.0
-FIRST_ITEMS = 10
-"""How many times in a round the time to the first item is taken."""
-HERE: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 100}
+ITEMS = 300
 
 
 @serve.deployment(**HERE)
@@ -99,13 +90,13 @@ def apps() -> dict[str, serve.Application]:
     }
 
 
-async def items_per_s(client: rc.Client, count: int) -> float:
+async def items_per_s(client: rc.Client) -> float:
     started = time.perf_counter()
-    got = [item["n"] async for item in client.handle.options(stream=True).remote(count)]
+    got = [item["n"] async for item in client.handle.options(stream=True).remote(ITEMS)]
     took_s = time.perf_counter() - started
-    if got != list(range(count)):
-        raise RuntimeError(f"asked for {count} items in order, got {len(got)}")
-    return count / took_s
+    if got != list(range(ITEMS)):
+        raise RuntimeError(f"asked for {ITEMS} items in order, got {len(got)}")
+    return ITEMS / took_s
 
 
 async def first_item_ms(client: rc.Client) -> float:
@@ -115,69 +106,19 @@ async def first_item_ms(client: rc.Client) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-async def measure(clients: dict[str, rc.Client], count: int, rounds: int) -> dict[str, Any]:
-    """Take every way in turn, round by round, and return the medians."""
-    rates: dict[str, list[float]] = {way: [] for way in clients}
-    firsts: dict[str, list[float]] = {way: [] for way in clients}
-    for client in clients.values():
-        await items_per_s(client, max(1, count // 10))  # connections, imports
-    for _ in range(rounds):
-        for way, client in clients.items():
-            firsts[way] += [await first_item_ms(client) for _ in range(FIRST_ITEMS)]
-            rates[way].append(await items_per_s(client, count))
-    return {
-        way: {
-            "items_per_s": statistics.median(rates[way]),
-            "first_item_ms": statistics.median(firsts[way]),
-            "rounds_items_per_s": rates[way],
-        }
-        for way in clients
-    }
+def rows(rounds: int) -> list[Row]:
+    """Measure."""
+    with deployed(__name__, apps()) as clients:
 
+        async def measured(measure: Any, rounds: int) -> dict[str, float]:
+            return await in_turn({w: partial(measure, c) for w, c in clients.items()}, rounds)
 
-def row(measured: dict[str, Any]) -> dict[str, Any]:
-    ours, theirs = (measured[way]["items_per_s"] for way in ("ours", "relay"))
-    return {
-        "row": 7,
-        "what": "streaming through three stages, items/s",
-        "ours": ours,
-        "theirs": theirs,
-        "ratio": ours / theirs,
-        "target": TARGET,
-        "met": ours / theirs >= TARGET,
-        "measured": measured,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Benchmark streams between deployments.")
-    parser.add_argument("--items", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=Path("build/streaming.json"))
-    options = parser.parse_args()
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        serve.start(proxy_location="Disabled")
-        clients = {
-            way: rc.run(app, name=f"app{n}", route_prefix=None)
-            for n, (way, app) in enumerate(apps().items())
-        }
-        result = row(asyncio.run(measure(clients, options.items, options.rounds)))
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=2))
-    first_ms = [result["measured"][way]["first_item_ms"] for way in ("ours", "relay")]
-    print(
-        f"| 7 | {result['what']} (first item: {first_ms[0]:.1f} ms, by hand {first_ms[1]:.1f} ms) "
-        f"| {result['ours']:.0f} | {result['theirs']:.0f} | {result['ratio']:.1f} x "
-        f"| >= {TARGET:g} x | {'met' if result['met'] else 'NOT met'} |"
-    )
-
-
-if __name__ == "__main__":
-    main()
+        rates = asyncio.run(measured(items_per_s, rounds))
+        firsts = asyncio.run(measured(first_item_ms, 5 * rounds))
+    others = ", ".join(f"{way}: {rate:.0f}" for way, rate in rates.items() if way != "ours")
+    return [
+        Row("7", "streaming through three stages, items/s", rates["ours"], rates["relay"], 3.0,
+            notes=others),
+        Row("7", "the same, to the first item, ms", firsts["ours"], firsts["relay"], 1.5,
+            less_is_better=True),
+    ]  # fmt: skip
