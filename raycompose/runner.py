@@ -59,8 +59,9 @@ class Context:
             raise
         except BaseException as raised:
             if isinstance(raised, RequestCancelledError) and not _serve.in_replica():
-                # What Ray's local testing mode makes of the cancelling of an await.
-                raise asyncio.CancelledError from raised
+                # What Ray's local testing mode makes of the cancelling of an await. Its arguments
+                # tell anyio whose cancelling that was.
+                raise asyncio.CancelledError(*getattr(raised.__context__, "args", ())) from raised
             failed = True
             error = _reportable(raised)
             mark(error, stage)
