@@ -135,8 +135,14 @@ class Limits:
     async def _before(
         self, deadline: float, stage: str, action: Callable[[], Awaitable[Any]]
     ) -> Any:
-        with anyio.CancelScope(deadline=deadline):
-            return await action()
+        with anyio.CancelScope(deadline=deadline) as scope:
+            try:
+                result = await action()
+                if not scope.cancel_called:
+                    return result
+            except Exception:  # what a stage makes of being cancelled is not what failed
+                if not scope.cancel_called:
+                    raise
         error = StageTimeoutError(stage, self.timeout_s or 0.0)
         mark(error, stage)
         raise error

@@ -1,5 +1,6 @@
 """What one request carries through the graph."""
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
@@ -7,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from raycompose import metrics, portal
+from ray.serve.exceptions import RequestCancelledError
+
+from raycompose import _serve, metrics, portal
 from raycompose.errors import mark
 
 
@@ -52,10 +55,19 @@ class Context:
         failed = False
         try:
             yield
-        except Exception as error:
-            failed = True
-            mark(error, stage)
+        except (asyncio.CancelledError, GeneratorExit):
             raise
+        except BaseException as raised:
+            if isinstance(raised, RequestCancelledError) and not _serve.in_replica():
+                # What Ray's local testing mode makes of the cancelling of an await. Its arguments
+                # tell anyio whose cancelling that was.
+                raise asyncio.CancelledError(*getattr(raised.__context__, "args", ())) from raised
+            failed = True
+            error = _reportable(raised)
+            mark(error, stage)
+            if error is raised:
+                raise
+            raise error from raised
         finally:
             took_s = time.perf_counter() - started
             self.timings_s[stage] = self.timings_s.get(stage, 0.0) + took_s
@@ -64,6 +76,16 @@ class Context:
     def __reduce__(self) -> tuple[Any, ...]:
         sent = (self.pipeline, self.request_id, self.multiplexed_model_id, self.scope)
         return Context, sent
+
+
+def _reportable(raised: BaseException) -> Exception:
+    """The error itself, unless asyncio, or a generator on its way, would take it for a signal.
+
+    A KeyboardInterrupt, say, would end the loop, and with it every other request.
+    """
+    if isinstance(raised, Exception) and not isinstance(raised, StopIteration | StopAsyncIteration):
+        return raised
+    return RuntimeError(f"the stage raised {raised!r}, which is no error")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,74 @@
+"""What stages themselves write down, wherever they run: one file for each request."""
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+from ray.serve.exceptions import RequestCancelledError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
+
+Call = dict[str, Any]
+"""What goes through a graph: at least ``journal``, the folder, and ``label``, the request."""
+
+
+# KeyboardInterrupt is what ray.cancel is to a task, and RequestCancelledError what awaiting a
+# cancelled response is in local testing mode.
+_CANCELLED = (asyncio.CancelledError, KeyboardInterrupt, RequestCancelledError)
+
+
+def note(call: Call, stage: str, event: str) -> None:
+    """Write down what happens to a stage. Appended in one piece, whichever process writes."""
+    with Path(call["journal"], call["label"]).open("a") as file:
+        file.write(f"{stage}|{event}|{time.time()}\n")
+
+
+@contextmanager
+def noted(call: Call, stage: str) -> Iterator[None]:
+    """Write down that a stage started, and how it ended."""
+    note(call, stage, "started")
+    try:
+        yield
+    except _CANCELLED:
+        note(call, stage, "cancelled")
+        raise
+    except GeneratorExit:
+        note(call, stage, "left")
+        raise
+    except Exception:
+        note(call, stage, "failed")
+        raise
+    else:
+        note(call, stage, "finished")
+
+
+def events(call: Call) -> list[tuple[str, str, float]]:
+    """Return what was written down for a request: stage, event and time."""
+    file = Path(call["journal"], call["label"])
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [(stage, event, float(at)) for stage, event, at in (line.split("|") for line in lines)]
+
+
+def count(call: Call, event: str) -> Counter[str]:
+    """Return how often each stage wrote down an event."""
+    return Counter(stage for stage, happened, _ in events(call) if happened == event)
+
+
+def running(call: Call) -> Counter[str]:
+    """Return what has started and not ended."""
+    ended = (count(call, event) for event in ("cancelled", "left", "failed", "finished"))
+    return count(call, "started") - sum(ended, Counter())
+
+
+async def until(condition: Callable[[], Any], deadline_s: float = 10) -> bool:
+    """Wait for what other processes do, and tell whether it happened in time."""
+    end = time.monotonic() + deadline_s
+    while not (happened := bool(condition())) and time.monotonic() < end:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    return happened
