@@ -8,12 +8,15 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,notebook]'
 	touch $@
 
-.PHONY: run test check clean
+.PHONY: run test chaos check clean
 run: .venv/installed ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
 test: .venv/installed ## Run the tests
 	$(BIN)/pytest
+
+chaos: .venv/installed ## Run the tests of faults under load, longer and more often
+	RAYCOMPOSE_CHAOS=1 $(BIN)/pytest tests/test_faults.py
 
 check: .venv/installed ## Lint, format, types
 	$(BIN)/ruff check
