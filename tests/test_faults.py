@@ -45,11 +45,12 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
     rows: Table = {}
     yield rows
     if CHAOS:
-        terminal: Any = request.config.pluginmanager.get_plugin("terminalreporter")
-        terminal.write_line("")
-        for fault, row in rows.items():
-            cells = "".join(f"{name} {number}".rjust(14) for name, number in row.items())
-            terminal.write_line(f"{fault:62}{cells}")
+        capture: Any = request.config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print()
+            for fault, row in rows.items():
+                cells = "".join(f"{name} {number}".rjust(22) for name, number in row.items())
+                print(f"{fault:62}{cells}")
 
 
 @pytest.fixture(scope="module")
