@@ -8,7 +8,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,notebook]'
 	touch $@
 
-.PHONY: run test soak bench check clean
+.PHONY: run test soak chaos bench check clean
 run: .venv/installed ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
@@ -17,6 +17,9 @@ test: .venv/installed ## Run the tests
 
 soak: .venv/installed ## Look for leaks at full length: 10,000 requests of each kind
 	RAYCOMPOSE_SOAK=1 $(BIN)/pytest tests/test_leaks.py
+
+chaos: .venv/installed ## Run the tests of faults under load, longer and more often
+	RAYCOMPOSE_CHAOS=1 $(BIN)/pytest tests/test_faults.py
 
 bench: .venv/installed ## Measure, as ratios to what is written by hand
 	$(BIN)/python tests/benchmarks

@@ -16,8 +16,8 @@ class Host:
     """One deployment's class or function, constructed once and called in this process.
 
     Keeps what the deployment promises its users: ``max_ongoing_requests``,
-    ``max_queued_requests``, ``user_config`` by ``reconfigure``, ``check_health``, and a
-    ``@serve.batch`` queue of its own.
+    ``max_queued_requests`` and its ``backpressure_config``, ``user_config`` by ``reconfigure``,
+    ``check_health``, and a ``@serve.batch`` queue of its own.
 
     Args:
         deployment: What to run. Applications in its arguments stay real deployments, called
@@ -32,6 +32,7 @@ class Host:
         self.user_config = deployment.user_config
         self.max_ongoing_requests = deployment.max_ongoing_requests
         self.max_queued_requests = deployment.max_queued_requests
+        self.backpressure = deployment.backpressure_config
         self._instance: Any = None
         self._slots: Any = None
         self._queued = 0
@@ -85,7 +86,8 @@ class Host:
         if self._starting is None or not self._starting.done():
             await self.start()
         if self._slots.locked() and 0 <= self.max_queued_requests <= self._queued:
-            raise BackPressureError(self._queued, self.max_queued_requests)
+            answer = (self.backpressure.status_code, self.backpressure.retry_after_s)
+            raise BackPressureError(self._queued, self.max_queued_requests, *answer)
         self._queued += 1
         try:
             await self._slots.acquire()

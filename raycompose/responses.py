@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
 
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -174,7 +175,14 @@ def _status(error: Exception) -> tuple[int, Any]:
             return 504, str(error)
         case BackPressureError():
             return error.status_code, "too many requests are waiting; try again later"
-        case DeploymentUnavailableError() | ReplicaUnavailableError():
+        case (
+            DeploymentUnavailableError()
+            | NodeDiedError()
+            | ObjectLostError()
+            | RayActorError()
+            | ReplicaUnavailableError()
+            | WorkerCrashedError()
+        ):
             return 503, "a stage is unavailable; try again later"
         case _:
             return 500, None

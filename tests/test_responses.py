@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import pydantic
 import pytest
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OwnerDiedError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -516,6 +524,27 @@ def test_back_pressure_says_when_to_come_back(error: Exception, status: int, aft
     response = failure(error)
     assert response.status_code == status
     assert response.headers["retry-after"] == after
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        ActorUnavailableError(SECRET, None),
+        NodeDiedError(SECRET),
+        ObjectLostError("", None, SECRET),
+        OwnerDiedError("", None, SECRET),
+        ReplicaUnavailableError(SECRET),
+        WorkerCrashedError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_ran_the_stage_was_lost(error: Exception) -> None:
+    """A lost replica, actor, worker, node or result is no fault of the stage: 503, try again."""
+    response = failure(error)
+    assert (response.status_code, response.json()["stage"]) == (503, "failing")
+    assert response.json()["detail"] == "a stage is unavailable; try again later"
+    assert SECRET not in response.text
 
 
 def test_retry_after_is_not_before_the_time() -> None:
