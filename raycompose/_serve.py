@@ -4,8 +4,12 @@ Each name used here is pinned by a test in tests/test_serve_seam.py, so that a R
 changes one is noticed.
 """
 
+import asyncio
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,8 +28,11 @@ from ray.serve._private.local_testing_mode import make_local_deployment_handle
 from ray.serve.batching import _LazyBatchQueueWrapper
 from ray.serve.context import (
     _get_global_client,
+    _get_in_flight_requests,
     _get_internal_replica_context,
+    _get_requests_pending_assignment,
     _get_serve_request_context,
+    _serve_request_context,
     _set_internal_replica_context,
 )
 
@@ -44,6 +51,41 @@ def request_context() -> RequestContext:
     """Return the current request's ids, empty strings outside a replica."""
     request = _get_serve_request_context()
     return RequestContext(request.request_id, request.app_name, request.multiplexed_model_id)
+
+
+class CallGroup:
+    """Calls by handle that are cancelled together, apart from the rest of the request.
+
+    Ray Serve cancels what a request has called when the request is cancelled. A fused stage is a
+    part of one, and calls on its own account: Ray finds its calls by an id of their own.
+    """
+
+    def __init__(self) -> None:
+        self._id = uuid.uuid4().hex
+        self._context = dataclasses.replace(
+            _get_serve_request_context(),
+            _internal_request_id=self._id,
+            cancel_on_parent_request_cancel=True,
+        )
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Have the calls made inside belong to the group, and end with what is inside."""
+        token = _serve_request_context.set(self._context)
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        finally:
+            _serve_request_context.reset(token)
+
+    def cancel(self) -> None:
+        """Cancel the calls that are still under way."""
+        for task in list(_get_requests_pending_assignment(self._id).values()):
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        for call in list(_get_in_flight_requests(self._id).values()):
+            call.cancel()
 
 
 def in_replica() -> bool:
@@ -285,6 +327,7 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 __all__ = [
+    "CallGroup",
     "LazyApplication",
     "MethodOfActor",
     "RequestContext",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from raycompose import metrics
+from raycompose import _serve, metrics
 from raycompose.errors import NoMatchError, add_note, is_client_error, mark
 from raycompose.nodes import Node, Stage, gather
 from raycompose.runner import Context, single
@@ -225,7 +225,8 @@ class Shadow(_Branching):
                 metrics.shadow_dropped(ctx.pipeline, self.name)
             else:
                 copy = dataclasses.replace(ctx, timings_s={}, _undo=[])
-                task = asyncio.ensure_future(self._mirror(value, copy))
+                with _serve.CallGroup().calling():  # it outlives the request
+                    task = asyncio.ensure_future(self._mirror(value, copy))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
         return value

@@ -193,7 +193,8 @@ class Hosted(Target):
 
     async def _called(self, args: Args, kwargs: Kwargs) -> Any:
         function = self.host.method(self.method)
-        return await call_function(function, args, kwargs, on_loop=is_async(function))
+        with _serve.CallGroup().calling():
+            return await call_function(function, args, kwargs, on_loop=is_async(function))
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
@@ -210,9 +211,18 @@ class Hosted(Target):
         async with self.host.slot():
             function = self.host.method(self.method)
             items = iterate_function(function, args, kwargs, on_loop=is_async(function))
-            async with aclosing(items):
-                async for item in items:
-                    yield item
+            calls = _serve.CallGroup()
+            try:
+                async with aclosing(items):
+                    while True:
+                        with calls.calling():
+                            item = await anext(items, _END)
+                        if item is _END:
+                            return
+                        yield item
+            except GeneratorExit:
+                calls.cancel()
+                raise
 
 
 @dataclass(frozen=True)
