@@ -261,21 +261,30 @@ def test_overload_is_refused_at_once(
     traffic = Load(lambda n: {"way": engine}, pace_s=0.25)
     # Ten of the clients wait for an answer at any time.
     clients = PLACES + QUEUE + round(8 * PER_S * traffic.pace_s)
+    full = Load(lambda n: {"way": engine})
+    with full.from_clients(*(by_handle(busy) for _ in range(QUEUE))):  # none is refused
+        full.now("pid", OVERLOAD_S / 2)
+    full_per_s = full.counts()["right"] / full.took_s
+    already = set().union(*begun(busy_notes[engine]).values())
     sends = [by_handle(busy) if i % 8 == 0 else over_http(busy.url) for i in range(clients)]
     with traffic.from_clients(*sends):
         traffic.now("pid", OVERLOAD_S)
     counts = traffic.counts()
     right, refused = traffic.of("right"), traffic.of("honest")
     table[f"overload, {engine}"] = counts
+    done_per_s = counts["right"] / traffic.took_s
     numbers = {
         "asked per s": round(counts["sent"] / traffic.took_s),
-        "done per s": round(counts["right"] / traffic.took_s),
+        "done per s": round(done_per_s),
+        "without overload": round(full_per_s),
         "refused after ms": round(1000 * median_s(refused)),
         "done after ms": round(1000 * median_s(right)),
     }
     table[f"overload, {engine}: rates"] = numbers
     assert counts["right"] + counts["honest"] == counts["sent"]
-    assert set().union(*begun(busy_notes[engine]).values()) == {r.asked["n"] for r in right}
+    ran = set().union(*begun(busy_notes[engine]).values()) - already
+    assert ran == {request.asked["n"] for request in right}
+    assert full.counts()["right"] == full.counts()["sent"]
     for request in refused:
         if "error" in request.answer:
             assert request.answer == {"error": "BackPressureError", "stage": engine}
@@ -283,7 +292,10 @@ def test_overload_is_refused_at_once(
             found = {key: request.answer[key] for key in ("status", "stage", "retry_after")}
             assert found == {"status": 503, "stage": engine, "retry_after": "2"}
     assert numbers["asked per s"] >= 3 * PER_S  # or it was no overload
-    assert numbers["done per s"] >= PER_S / 2
+    # Ray's router pauses before it asks a full replica again, so that even a queue that is never
+    # empty leaves the places of a distributed stage free for a part of the time.
+    assert done_per_s >= full_per_s / 2
+    assert done_per_s >= PER_S / (2 if engine == "fused" else 4)
     assert median_s(refused) < QUEUEING_S / 2
 
 
