@@ -5,16 +5,18 @@ changes one is noticed.
 """
 
 import asyncio
+import contextvars
 import dataclasses
 import inspect
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ray import serve
 from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import async_task_id  # type: ignore[attr-defined]  # Cython
 from ray.actor import ActorMethod, _ActorMethodOptionsWrapper
 from ray.dag.py_obj_scanner import _PyObjScanner
 from ray.exceptions import RayError, RayTaskError, UnserializableException
@@ -37,6 +39,8 @@ from ray.serve.context import (
 )
 
 from raycompose.errors import restored
+
+T = TypeVar("T")
 
 
 class RequestContext(NamedTuple):
@@ -61,17 +65,13 @@ class CallGroup:
     """
 
     def __init__(self) -> None:
-        self._id = uuid.uuid4().hex
-        self._context = dataclasses.replace(
-            _get_serve_request_context(),
-            _internal_request_id=self._id,
-            cancel_on_parent_request_cancel=True,
-        )
+        self.context = _part_of_request(cancel_on_parent_request_cancel=True)
+        self.id = self.context._internal_request_id
 
     @contextmanager
     def calling(self) -> Iterator[None]:
         """Have the calls made inside belong to the group, and end with what is inside."""
-        token = _serve_request_context.set(self._context)
+        token = _serve_request_context.set(self.context)
         try:
             yield
         except asyncio.CancelledError:
@@ -82,10 +82,26 @@ class CallGroup:
 
     def cancel(self) -> None:
         """Cancel the calls that are still under way."""
-        for task in list(_get_requests_pending_assignment(self._id).values()):
+        for task in list(_get_requests_pending_assignment(self.id).values()):
             task.get_loop().call_soon_threadsafe(task.cancel)
-        for call in list(_get_in_flight_requests(self._id).values()):
+        for call in list(_get_in_flight_requests(self.id).values()):
             call.cancel()
+
+
+def _part_of_request(**changes: Any) -> Any:
+    own_id = uuid.uuid4().hex
+    return dataclasses.replace(_get_serve_request_context(), _internal_request_id=own_id, **changes)
+
+
+def detached(coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Start a task whose calls are not cancelled with the request that starts it."""
+
+    def start() -> "asyncio.Task[T]":
+        async_task_id.set(None)  # by which Ray itself finds what a task has called
+        _serve_request_context.set(_part_of_request())
+        return asyncio.ensure_future(coroutine)
+
+    return contextvars.copy_context().run(start)
 
 
 def in_replica() -> bool:
@@ -338,6 +354,7 @@ __all__ = [
     "call_builder",
     "cluster_address",
     "deployment_of",
+    "detached",
     "did_not_stream",
     "encode_body",
     "in_replica",

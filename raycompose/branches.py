@@ -225,8 +225,7 @@ class Shadow(_Branching):
                 metrics.shadow_dropped(ctx.pipeline, self.name)
             else:
                 copy = dataclasses.replace(ctx, timings_s={}, _undo=[])
-                with _serve.CallGroup().calling():  # it outlives the request
-                    task = asyncio.ensure_future(self._mirror(value, copy))
+                task = _serve.detached(self._mirror(value, copy))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
         return value

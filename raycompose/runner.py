@@ -55,11 +55,9 @@ class Context:
         failed = False
         try:
             yield
-        except GeneratorExit:
+        except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as raised:
-            if isinstance(raised, asyncio.CancelledError) and _is_cancelled():
-                raise
             if isinstance(raised, RequestCancelledError) and not _serve.in_replica():
                 # What Ray's local testing mode makes of the cancelling of an await. Its arguments
                 # tell anyio whose cancelling that was.
@@ -78,12 +76,6 @@ class Context:
     def __reduce__(self) -> tuple[Any, ...]:
         sent = (self.pipeline, self.request_id, self.multiplexed_model_id, self.scope)
         return Context, sent
-
-
-def _is_cancelled() -> bool:
-    """Whether somebody cancels this task, as far as Python can tell: from 3.11 on."""
-    task: Any = asyncio.current_task()
-    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
 def _reportable(raised: BaseException) -> Exception:

@@ -19,7 +19,7 @@ import pytest
 import ray
 from conftest import Deploy
 from fastapi import FastAPI
-from ray import serve
+from ray import _raylet, serve  # pinned here
 from ray.exceptions import RayTaskError
 from ray.serve import Application, context
 from ray.serve.exceptions import RayServeException
@@ -157,6 +157,31 @@ class _Shape:
         results = await asyncio.gather(*(f(x) for x in (1, 2, 3) for f in (a.many, b.many)))
         return results[::2], results[1::2], a.sizes, b.sizes
 
+    async def cancelled_in_a_group(self) -> tuple[int, int, str]:
+        """Return how many calls Ray tracks of a group, how many of others, and their end."""
+        group = _serve.CallGroup()
+        with group.calling():
+            response = self.box.app.sleep.remote("group")
+        await response._to_object_ref()  # assigned
+        tracked = context._get_in_flight_requests(group.id)
+        others = context._get_in_flight_requests("another")
+        counts = len(tracked), len(others)
+        group.cancel()
+        try:
+            await response
+        except asyncio.CancelledError as error:
+            return *counts, type(error).__name__
+        return *counts, "a result"
+
+    async def detached(self) -> list[Any]:
+        """Return the ids by which Ray finds what this request calls: here, and detached."""
+
+        async def ids() -> tuple[str, Any]:
+            request = context._serve_request_context.get()
+            return request._internal_request_id, _raylet.async_task_id.get()  # type: ignore[attr-defined]
+
+        return [await ids(), await _serve.detached(ids()), await asyncio.ensure_future(ids())]
+
     async def downstream_model_id(self) -> tuple[str, str]:
         mine = serve.get_multiplexed_model_id()
         return mine, await self.box.app.model_id.remote()
@@ -190,6 +215,35 @@ def until(condition: Callable[[], Any], deadline_s: float = 10) -> Any:
             return result
         time.sleep(0.02)
     raise AssertionError(f"not true within {deadline_s} s")
+
+
+def test_a_group_of_calls_is_cancelled_together(handles: Handles) -> None:
+    """Ray tracks calls by ``_internal_request_id``: those under way ``_get_in_flight_requests``."""
+    assert handles.shape.cancelled_in_a_group.remote().result() == (1, 0, "CancelledError")
+
+
+def test_a_call_that_is_not_assigned_yet_is_cancelled_with_its_group() -> None:
+    """Those not yet under way are tracked, too: ``_get_requests_pending_assignment``."""
+
+    async def assigning() -> bool:
+        group = _serve.CallGroup()
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        context._add_request_pending_assignment(group.id, "a response's", task)
+        group.cancel()
+        await asyncio.wait({task})
+        context._remove_request_pending_assignment(group.id, "a response's")
+        return task.cancelled()
+
+    assert asyncio.run(assigning())
+
+
+def test_a_detached_task_has_ids_of_its_own(handles: Handles) -> None:
+    """``_serve_request_context`` and ``async_task_id`` tell Ray whose calls to cancel."""
+    here, detached, beside = handles.shape.detached.remote().result()
+    assert here == beside
+    assert here[1] is not None
+    assert detached[0] not in ("", here[0])
+    assert detached[1] is None
 
 
 # The seam itself
