@@ -1,5 +1,7 @@
 """An HTTP request becomes the first stage's arguments."""
 
+import codecs
+import copyreg
 import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
@@ -7,12 +9,18 @@ from typing import Any, get_origin
 from urllib.parse import parse_qsl
 
 import pydantic
+from ray.exceptions import TaskCancelledError
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
 
 from raycompose.errors import HTTPError
 from raycompose.request import MalformedJSONError, Request, parse_json
 from raycompose.runner import Arguments
 from raycompose.signatures import UNKNOWN, Signature
+
+# cloudpickle copies this sentinel, as it did others (cloudpipe/cloudpickle#513), and pydantic then
+# refuses every dataclass that Ray sends by value: those of scripts and notebooks.
+copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
 
 _NOTHING = object()
 
@@ -34,6 +42,7 @@ class Decoder:
 
         Raises:
             HTTPError: The request is at fault: 400, 413, 415 or 422.
+            ClientDisconnect: The sender left before the end of the body.
         """
         body = await self._read(request)
         if self.signature is not None and self.signature.takes == "request":
@@ -49,11 +58,14 @@ class Decoder:
 
     async def _read(self, request: StarletteRequest) -> bytes:
         chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > self.max_body_bytes:
-                raise HTTPError(413, f"the body is longer than {self.max_body_bytes} bytes")
-            chunks.append(chunk)
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > self.max_body_bytes:
+                    raise HTTPError(413, f"the body is longer than {self.max_body_bytes} bytes")
+                chunks.append(chunk)
+        except TaskCancelledError:  # Ray may cancel the reading before it says why
+            raise ClientDisconnect from None
         return b"".join(chunks)
 
     def _arguments(self, value: Any) -> Any:
@@ -111,10 +123,7 @@ class Decoder:
         try:
             return adapter.validate_python(value)
         except pydantic.ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, (name, *e['loc'])))}: {e['msg']}" for e in error.errors()
-            )
-            raise HTTPError(422, problems) from error
+            raise HTTPError(422, _problems(name, error)) from error
 
     @cached_property
     def _lists(self) -> frozenset[str]:
@@ -141,6 +150,16 @@ def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any] | None:
         return None
 
 
+def _problems(name: str, error: pydantic.ValidationError) -> str:
+    if (count := error.error_count()) > _LISTED:
+        return f"{name}: {count} values in it are invalid"
+    return "; ".join(f"{'.'.join(map(str, (name, *e['loc'])))}: {e['msg']}" for e in error.errors())
+
+
+_LISTED = 1000
+"""How many problems are listed: each takes a thousand times the memory of the byte it is about."""
+
+
 def _is_valid(adapter: pydantic.TypeAdapter[Any], value: Any) -> bool:
     try:
         adapter.validate_python(value)
@@ -157,8 +176,10 @@ def _required(parameter: Any) -> bool:
 def _decode(request: StarletteRequest, body: bytes) -> Any:
     """Return the body's value; the query parameters when there is no body."""
     if not body:
-        query = request.query_params
-        return {k: v if len(v := query.getlist(k)) > 1 else v[0] for k in query} or _NOTHING
+        query: dict[str, list[str]] = {}
+        for key, item in request.query_params.multi_items():
+            query.setdefault(key, []).append(item)
+        return {k: v if len(v) > 1 else v[0] for k, v in query.items()} or _NOTHING
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         return parse_json(body)
@@ -195,9 +216,15 @@ def _text(body: bytes, request: StarletteRequest) -> str:
         key, _, value = parameter.strip().partition("=")
         charset = value.strip('"') if key.lower() == "charset" else charset
     try:
+        if codecs.lookup(charset).name in _NO_CHARSETS:
+            raise LookupError(f"{charset} is no character set")
         return body.decode(charset)
     except (LookupError, ValueError) as error:
         raise HTTPError(400, f"the body is not {charset!r} text: {error}") from None
+
+
+_NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7"})
+"""Codecs of Python that are slow, or give half of a surrogate pair, which no answer can hold."""
 
 
 def _text_or_bytes(body: bytes) -> Any:

@@ -38,12 +38,13 @@ def parse_json(body: bytes) -> Any:
         MalformedJSONError: It is not JSON.
     """
     try:
+        text = body.decode(json.detect_encoding(body))  # json.loads would let surrogates pass
         # Only an exponent of three digits makes a float infinite; the hook is slow.
-        parse_float = _finite if _HUGE.search(body) else None
-        value = json.loads(body, parse_constant=_finite, parse_float=parse_float)
-        if body.count(b"[") + body.count(b"{") > _LEVELS and _depth(value) > _LEVELS:
+        parse_float = _finite if _HUGE.search(text) else None
+        value = json.loads(text, parse_constant=_finite, parse_float=parse_float)
+        if text.count("[") + text.count("{") > _LEVELS and _depth(value) > _LEVELS:
             raise MalformedJSONError(f"nested deeper than {_LEVELS} levels")
-        if b"\\u" in body:
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # fails on half of a surrogate pair
     except RecursionError:
         raise MalformedJSONError("nested too deeply") from None
@@ -68,7 +69,7 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+_HUGE = re.compile(r"[eE]\+?[0-9]{3}|[0-9]{300}")
 
 
 def _finite(text: str) -> float:

@@ -17,7 +17,7 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
 )
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from raycompose import _serve
@@ -171,6 +171,8 @@ def _status(error: Exception) -> tuple[int, Any]:
             return error.status_code, error.detail
         case NoMatchError():
             return 422, str(error)
+        case ClientDisconnect():  # for nobody to read, and no fault of ours for the log
+            return 499, None
         case StageTimeoutError():
             return 504, str(error)
         case BackPressureError():
