@@ -5,6 +5,7 @@
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import re
@@ -276,7 +277,9 @@ def logs(edge: Edge) -> Path:
 # Whatever is sent
 
 
-_text = st.text(st.characters() | st.sampled_from("\0\ud800\udfff"), max_size=8)
+# Not st.text(...), which hardly ever takes the few characters that matter from so many.
+_character = st.characters() | st.sampled_from('\0\ud800\udfff"\\')
+_text = st.lists(_character, max_size=8).map("".join)
 _any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _text,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_text, inner, max_size=4),
@@ -294,9 +297,9 @@ def as_bytes(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-_json_text = st.builds(json.dumps, _any_json | _nearly_right, ensure_ascii=st.booleans()).map(
-    as_bytes
-)
+_json_text = st.builds(
+    json.dumps, _text | _any_json | _nearly_right, ensure_ascii=st.booleans()
+).map(as_bytes)
 
 
 @st.composite
@@ -306,6 +309,13 @@ def _damaged(draw: st.DrawFn) -> bytes:
     return text[:start] + draw(st.binary(max_size=3)) + text[draw(st.integers(start, len(text))) :]
 
 
+_pieced = st.lists(
+    st.sampled_from(
+        [*'[]{}":,', "\\ud800", "\ud800", "\ufeff", "+2AA-", "1e400", "NaN", "9" * 5000, "a="]
+    ),
+    min_size=1,
+    max_size=6,
+).map(lambda pieces: as_bytes("".join(pieces)))
 _token = st.text("abcxyzABC019!#$%&'*+-.^_`|~", min_size=1, max_size=10)
 _charset = st.sampled_from(
     [
@@ -321,10 +331,11 @@ _charset = st.sampled_from(
     ]
 )
 _content_type = st.one_of(
+    st.just("application/json"),
     st.sampled_from(
         [
-            *("application/json", "application/problem+json", "application/x-www-form-urlencoded"),
-            *("text/plain", "text/html; a=b", "application/octet-stream", "multipart/form-data"),
+            *("application/problem+json", "application/x-www-form-urlencoded", "text/plain"),
+            *("text/html; a=b", "application/octet-stream", "multipart/form-data"),
         ]
     ),
     st.builds("text/plain; charset={}".format, _charset | _token),
@@ -351,6 +362,12 @@ _query = st.one_of(
     st.builds("?{}={}".format, st.sampled_from(["xs", "name", "n", "x"]), st.from_regex(
         r"(-?[0-9]{1,3}|%[0-9a-fA-F]{2}|nan|1e999|&xs=|\+){1,3}", fullmatch=True)),
 )  # fmt: skip
+_bodies = st.one_of(
+    *(_json_text, _damaged(), _pieced, st.binary(min_size=1, max_size=60)),
+    st.builds(json.dumps, _text, ensure_ascii=st.booleans()).map(as_bytes),
+    _text.map(as_bytes),
+    st.none(),
+)
 _requests = st.builds(
     lambda method, path, query, kind, headers, body: Sent(
         method, path + query, headers | ({"content-type": kind} if kind else {}), body
@@ -360,7 +377,7 @@ _requests = st.builds(
     _query,
     _content_type,
     _headers,
-    st.none() | st.binary(max_size=60) | _json_text | _damaged() | _text.map(as_bytes),
+    _bodies,
 )
 
 AT_ONCE = 8
@@ -539,12 +556,17 @@ def test_a_path_below_the_prefix_reaches_the_pipeline(edge: Edge, path: str, see
 
 
 def test_a_query_of_very_many_names_takes_no_longer_than_it_should(edge: Edge) -> None:
-    """Thirteen thousand query parameters are read in a moment: in time that is no square."""
-    names = [f"{n:x}" for n in range(13_000)]
-    started = time.monotonic()
-    answer = edge.send("value", Sent("GET", "?" + "&".join(names)))
-    assert time.monotonic() - started < 5
-    assert answer.json() == dict.fromkeys(names, "")
+    """Very many query parameters take about as long as one that is repeated as often."""
+
+    def took_s(names: list[str]) -> float:
+        started = time.monotonic()
+        answer = edge.send("value", Sent("GET", "?" + "&".join(names)))
+        assert list(answer.json()) == list(dict.fromkeys(names))
+        return time.monotonic() - started
+
+    different, same = [f"{n:04x}" for n in range(13_000)], ["same"] * 13_000
+    fastest = {what[0]: min(took_s(what) for _ in range(3)) for what in (same, different)}
+    assert fastest["0000"] < 10 * fastest["same"], fastest  # were it the square: 50 times
 
 
 @pytest.mark.parametrize(
@@ -641,22 +663,29 @@ def held(edge: Edge, app: str, value: Any) -> http.client.HTTPConnection | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["gone1", "gone2", "gone3"])  # Ray tells of it in several ways
-def test_a_client_that_leaves_in_its_body_leaves_nothing(edge: Edge, logs: Path, name: str) -> None:
+@pytest.mark.parametrize("number", range(3))  # Ray tells of it now in one way, now in another
+def test_a_client_that_leaves_in_its_body_leaves_nothing(
+    edge: Edge, logs: Path, number: int
+) -> None:
     """A body that breaks off ends its request: its place is free, and it is no error of ours."""
-    head = (
-        f"POST /several HTTP/1.1\r\nHost: x\r\nX-Request-Id: {name}\r\nContent-Length: 50\r\n\r\n{{"
-    )
+    names = (f"gone-{number}-{attempt}" for attempt in itertools.count())
     asked, answered = GOOD["several"]
-    with edge.raw(head.encode()):  # takes the one place of max_ongoing_requests=1
-        waiting = until(lambda: held(edge, "several", asked))
-    waiting.sock.settimeout(TIMEOUT_S)
-    response = http.client.HTTPResponse(waiting.sock)
-    response.begin()
-    assert json.loads(response.read()) == answered
-    waiting.close()
-    assert logged(logs, "several", rf"{name} -- POST /several CANCELLED")
-    assert not logged(logs, "several", rf"request {name} failed", deadline_s=0)
+
+    def left_in_the_replica() -> Any:
+        """Whether it had got there: on a busy machine one may leave before."""
+        name = next(names)
+        head = "POST /several HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n"
+        with edge.raw(f"{head}X-Request-Id: {name}\r\n\r\n{{".encode()):
+            waiting = until(lambda: held(edge, "several", asked))  # max_ongoing_requests=1
+        waiting.sock.settimeout(TIMEOUT_S)
+        response = http.client.HTTPResponse(waiting.sock)
+        response.begin()
+        assert json.loads(response.read()) == answered
+        waiting.close()
+        return logged(logs, "several", rf"{name} -- POST /several CANCELLED", deadline_s=2)
+
+    assert until(left_in_the_replica)
+    assert not logged(logs, "several", rf"request gone-{number}-\d+ failed", deadline_s=0)
 
 
 # Problem details
