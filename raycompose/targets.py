@@ -277,8 +277,9 @@ async def call_function(
             return await function(*args, **kwargs)
         result = await _in_thread(partial(function, *args, **kwargs), _limiter(args))
         return await result if inspect.isawaitable(result) else result
-    except SystemExit as error:  # it would end the loop, and with it every other request
-        raise RuntimeError(f"the stage called sys.exit({error.code!r})") from error
+    except (SystemExit, asyncio.CancelledError) as signal:
+        _refuse(signal)
+        raise
     finally:
         await _left(args)
 
@@ -312,10 +313,20 @@ async def iterate_function(
                 "the stage is a stream (a generator, or stream=True) but returned "
                 f"{type(items).__name__}: yield the items, or leave stream=True out"
             )
-    except SystemExit as error:
-        raise RuntimeError(f"the stage called sys.exit({error.code!r})") from error
+    except (SystemExit, asyncio.CancelledError) as signal:
+        _refuse(signal)
+        raise
     finally:
         await _left(args)
+
+
+def _refuse(signal: BaseException) -> None:
+    """Raise an error in the place of a signal of Python that a stage raises by itself."""
+    if isinstance(signal, SystemExit):  # it would end the loop, and with it every other request
+        raise RuntimeError(f"the stage called sys.exit({signal.code!r})") from signal
+    task: Any = asyncio.current_task()
+    if hasattr(task, "cancelling") and not task.cancelling():  # before Python 3.11: who knows
+        raise RuntimeError("the stage raised CancelledError, but nobody cancels it") from signal
 
 
 async def _left(args: Args) -> None:

@@ -59,7 +59,7 @@ def deploy(cluster: None) -> Iterator[Deploy]:
 
     yield deploy
     with ThreadPoolExecutor() as pool:  # each waits for its replicas to stop
-        list(pool.map(rc.Client.close, clients))
+        list(pool.map(lambda client: client.close(), clients))
 
 
 @pytest.fixture(autouse=True, scope="session")

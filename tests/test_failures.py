@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import pytest
@@ -184,6 +185,19 @@ class Worker:
             call_by_name(call)
         return self.counted[call["label"]]
 
+    async def items(self, call: dict[str, Any]) -> AsyncIterator[int]:
+        """Fail as often as the call says, before the first item or behind it."""
+        self.counted[call["label"]] += 1
+        failing = self.counted[call["label"]] <= call["failures"]
+        if failing and not call["behind"]:
+            call_by_name(call)
+        yield self.counted[call["label"]]
+        if failing:
+            call_by_name(call)
+
+    def slow(self, call: dict[str, Any]) -> None:
+        time.sleep(1)
+
     async def attempts(self, call: dict[str, Any]) -> int:
         return self.counted[call["label"]]
 
@@ -245,6 +259,10 @@ def application(actor: Any) -> rc.Pipeline[Any, Any]:
             "two levels": two,
             "three levels": three,
             **{name: _retried(worker, name, policy) for name, policy in POLICIES.items()},
+            "items": rc.stage(
+                worker, method="items", name="items", retry=POLICIES["listed"]["retry"]
+            ),
+            "slow": rc.stage(worker, method="slow", name="slow", timeout_s=0.2),
             "attempts": rc.stage(worker, method="attempts"),
             "fine": rc.passthrough,
         },
@@ -415,6 +433,15 @@ def test_what_is_no_exception_ends_no_more_than_its_request(
     assert client.call({"where": "fine"}, timeout_s=10) == {"where": "fine"}
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python cannot tell who cancels")
+@pytest.mark.parametrize("where", ["inline", "inline async", "a def method", "an async method"])
+def test_a_stage_that_cancels_itself_has_failed(client: rc.Client, where: str) -> None:
+    """A CancelledError that nobody asked for is an error of the stage that raised it."""
+    raised(client, "cancelled", where)
+    response = post(client, {"what": "cancelled", "where": where})
+    assert (response.status_code, response.json()["stage"][:7]) == (500, "culprit")
+
+
 @pytest.mark.parametrize("where", ["inline", "inline async", "a def method", "an async method",
                                    "a task", "an actor"])  # fmt: skip
 @pytest.mark.parametrize("what", ["stop", "stop async"])
@@ -473,6 +500,34 @@ def test_a_stage_is_tried_as_often_as_its_policy_says(
     got, counted = tried(client, policy, what, failures)
     assert got == result if isinstance(result, int) else isinstance(got, result)
     assert counted == attempts
+
+
+@pytest.mark.parametrize(
+    ("behind", "failures", "items", "fails"),
+    [(False, 0, [1], False), (False, 2, [3], False), (False, NEVER, [], True),
+     (True, 1, [1], True)],
+    ids=["fine", "fails at first", "fails always", "fails behind"],
+)  # fmt: skip
+def test_a_stream_is_tried_again_until_its_first_item(
+    client: rc.Client, behind: bool, failures: int, items: list[int], fails: bool
+) -> None:
+    """What fails before the first item is tried again; what was sent is never sent twice."""
+    call = {"where": "items", "what": "mine", "behind": behind, "failures": failures,
+            "label": next(_labels)}  # fmt: skip
+    got: list[int] = []
+    with pytest.raises(Mine) if fails else nullcontext():
+        for item in client.stream(call):
+            got.append(item)  # those before an error, too
+    assert got == items
+    assert client.call({**call, "where": "attempts"}) == min(failures + 1, 1 if behind else 3)
+
+
+def test_the_wait_for_a_def_method_ends_at_its_deadline(client: rc.Client) -> None:
+    """Its thread goes on, which nothing can stop; over HTTP the answer is a 504."""
+    response = post(client, {"where": "slow"})
+    assert (response.status_code, response.json()["stage"]) == (504, "slow")
+    with pytest.raises(rc.StageTimeoutError):
+        client.call({"where": "slow"})
 
 
 def test_a_deadline_bounds_all_attempts(client: rc.Client) -> None:

@@ -793,11 +793,11 @@ def test_a_full_stage_is_a_503_until_a_client_leaves(edge: Edge) -> None:
     again.close()
 
 
-def test_a_stage_that_dies_is_a_500_that_says_which(edge: Edge, logs: Path) -> None:
-    """A replica that dies in a request answers it with 500, and the others answer the next."""
-    details = problem(edge.post("faults", {"then": "mortal", "die": True}), 500)
+def test_a_stage_that_dies_is_a_503_that_says_which(edge: Edge, logs: Path) -> None:
+    """A replica that dies in a request answers it with 503, and the others answer the next."""
+    details = problem(edge.post("faults", {"then": "mortal", "die": True}), 503)
     assert details["stage"] == "Mortal"
-    assert "detail" not in details
+    assert "try again" in details["detail"]
     assert logged(logs, "faults_Faults", rf"{details['request_id']} failed.*ActorDiedError")
     body = {"then": "mortal"}
     assert edge.post("faults", body).json() == body

@@ -21,6 +21,7 @@ import load
 import ray
 from load import Asked, Load, Square, fronted, until
 from ray import cloudpickle, serve
+from ray._private import utils  # noqa: TID251  # nothing public keeps a cluster to itself
 from ray.cluster_utils import Cluster
 
 import raycompose as rc
@@ -102,6 +103,8 @@ def main(times: int) -> None:
         "resources": {"stage": 1},
     }
     head = {**node, "resources": {"stage": 1, "head": 1}, "_system_config": SOON}
+    # Else every ray.init on this machine that asks for a cluster of its own would join this one.
+    utils.write_ray_address = lambda _: None
     cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     cluster.add_node(**node)

@@ -20,6 +20,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine th
 
 import ray
 from ray import ObjectRef, serve
+from ray._private import utils  # noqa: TID251  # nothing public keeps a cluster to itself
 from ray.cluster_utils import Cluster
 
 import raycompose as rc
@@ -245,6 +246,8 @@ def main() -> None:
     """Run every case and print what came out."""
     node = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
     head = {**node, "resources": {"head": 1}, "_system_config": NOTICE_SOON}
+    # Else every ray.init on this machine that asks for a cluster of its own would join this one.
+    utils.write_ray_address = lambda _: None
     cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     cluster.add_node(**node, resources={"left": 1})
