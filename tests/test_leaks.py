@@ -1,6 +1,6 @@
 """What requests leave behind: nothing, in the object store, the replicas and this process.
 
-RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 200 and 50.
+RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 100 and 30.
 """
 
 # mypy does not see what Ray's decorators add: .bind, .options, .remote.
@@ -30,8 +30,8 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cann
 
 SOAK = os.environ.get("RAYCOMPOSE_SOAK") == "1"
 pytestmark = pytest.mark.timeout(1800 if SOAK else 180)
-REQUESTS = 10_000 if SOAK else 200
-CANCELLED = 1_000 if SOAK else 50
+REQUESTS = 10_000 if SOAK else 100
+CANCELLED = 1_000 if SOAK else 30
 ROUNDS = 3
 """How often a round of requests may leave something behind: caches fill once, leaks go on."""
 PATIENCE_S = 10 if SOAK else 2
