@@ -277,7 +277,7 @@ async def call_function(
             return await function(*args, **kwargs)
         result = await _in_thread(partial(function, *args, **kwargs), _limiter(args))
         return await result if inspect.isawaitable(result) else result
-    except (SystemExit, asyncio.CancelledError) as signal:
+    except (SystemExit, GeneratorExit, asyncio.CancelledError) as signal:
         _refuse(signal)
         raise
     finally:
@@ -324,9 +324,13 @@ def _refuse(signal: BaseException) -> None:
     """Raise an error in the place of a signal of Python that a stage raises by itself."""
     if isinstance(signal, SystemExit):  # it would end the loop, and with it every other request
         raise RuntimeError(f"the stage called sys.exit({signal.code!r})") from signal
-    task: Any = asyncio.current_task()
-    if hasattr(task, "cancelling") and not task.cancelling():  # before Python 3.11: who knows
-        raise RuntimeError("the stage raised CancelledError, but nobody cancels it") from signal
+    try:
+        task: Any = asyncio.current_task()
+    except RuntimeError:  # the loop has ended, and what it ran is closed
+        return
+    cancelled = not hasattr(task, "cancelling") or task.cancelling()  # Python 3.10 cannot tell
+    if isinstance(signal, GeneratorExit) or not cancelled:
+        raise RuntimeError(f"the stage raised {signal!r}, though nobody stops it") from signal
 
 
 async def _left(args: Args) -> None:
