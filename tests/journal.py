@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,16 +25,28 @@ _CANCELLED = (asyncio.CancelledError, KeyboardInterrupt, RequestCancelledError)
 
 
 def note(call: Call, stage: str, event: str) -> None:
-    """Write down what happens to a stage. Appended in one piece, whichever process writes."""
-    with Path(call["journal"], call["label"]).open("a") as file:
-        file.write(f"{stage}|{event}|{time.time()}\n")
+    """Write down what happens to a stage. Appended in one piece, whichever process writes.
+
+    Ray may cancel a task twice, and the second KeyboardInterrupt comes in here: write once more,
+    as the same entry, rather than not at all.
+    """
+    line = f"{stage}|{event}|{time.time()}|{uuid.uuid4().hex}\n"
+    while True:
+        try:
+            with Path(call["journal"], call["label"]).open("a") as file:
+                file.write(line)
+        except KeyboardInterrupt:
+            if event == "started":  # the first time
+                raise
+            continue
+        return
 
 
 @contextmanager
 def noted(call: Call, stage: str) -> Iterator[None]:
     """Write down that a stage started, and how it ended."""
-    note(call, stage, "started")
     try:
+        note(call, stage, "started")
         yield
     except _CANCELLED:
         note(call, stage, "cancelled")
@@ -52,7 +65,8 @@ def events(call: Call) -> list[tuple[str, str, float]]:
     """Return what was written down for a request: stage, event and time."""
     file = Path(call["journal"], call["label"])
     lines = file.read_text().splitlines() if file.exists() else []
-    return [(stage, event, float(at)) for stage, event, at in (line.split("|") for line in lines)]
+    once = {line.rpartition("|")[2]: line.split("|") for line in lines}
+    return [(stage, event, float(at)) for stage, event, at, _ in once.values()]
 
 
 def count(call: Call, event: str) -> Counter[str]:
