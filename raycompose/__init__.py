@@ -1,7 +1,8 @@
 """Composition for Ray Serve: deployments, functions and tasks as one pipeline."""
 
-from raycompose.client import Client, connect, local, run
-from raycompose.combinators import (
+from raycompose.client.client import Client, connect, run
+from raycompose.client.local import local
+from raycompose.compose.combinators import (
     collect,
     each,
     fallback,
@@ -12,7 +13,8 @@ from raycompose.combinators import (
     switch,
     when,
 )
-from raycompose.compose import Pipeline, pipeline, stage
+from raycompose.compose.patch import install
+from raycompose.compose.pipeline import Pipeline, pipeline, stage
 from raycompose.errors import (
     CompositionError,
     HTTPError,
@@ -21,10 +23,7 @@ from raycompose.errors import (
     StageTimeoutError,
     failed_stage,
 )
-from raycompose.limits import Retry
-from raycompose.patch import install
-from raycompose.references import (
-    Ref,
+from raycompose.flow.conversions import (
     by_ref,
     by_ref_sync,
     from_object_ref,
@@ -35,8 +34,10 @@ from raycompose.references import (
     to_object_ref_gen_sync,
     to_object_ref_sync,
 )
-from raycompose.request import Request
-from raycompose.streams import Stream
+from raycompose.flow.references import Ref
+from raycompose.flow.request import Request
+from raycompose.flow.streams import Stream
+from raycompose.graph.limits import Retry
 
 __version__ = "0.1.0"
 
@@ -81,3 +82,7 @@ __all__ = [
     "to_object_ref_sync",
     "when",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

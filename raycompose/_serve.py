@@ -6,6 +6,7 @@ changes one is noticed.
 
 import asyncio
 import contextvars
+import copyreg
 import dataclasses
 import inspect
 import uuid
@@ -38,9 +39,12 @@ from ray.serve.context import (
     _set_internal_replica_context,
 )
 
-from raycompose.errors import restored
-
 T = TypeVar("T")
+
+# Ray pickles what scripts and notebooks define by value, with cloudpickle, which copies the
+# sentinel dataclasses.MISSING as it did others (cloudpipe/cloudpickle#513): pydantic then refuses
+# every dataclass that arrives. Process-wide: the sentinel is pickled by its name from here on.
+copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
 
 
 class RequestContext(NamedTuple):
@@ -329,17 +333,24 @@ def did_not_stream(error: TypeError) -> bool:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """Return the exception that the user's code raised, out of Ray's ``RayTaskError``.
-
-    Where Ray could not send it and only its text arrived, what stands for it.
-    """
+    """Return the exception that the user's code raised, out of Ray's ``RayTaskError``."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
-    if isinstance(error, UnserializableException):
-        return restored(str(error))
-    if type(error) is RayError and "isn't serializable" in str(error):
-        return restored(str(error))
     return error
+
+
+def text_of_unsendable(error: BaseException) -> str | None:
+    """Return Ray's text of an exception that it could not send; ``None`` for any other error."""
+    if isinstance(error, UnserializableException):
+        return str(error)
+    if type(error) is RayError and "isn't serializable" in str(error):
+        return str(error)
+    return None
+
+
+def by_reference(handle: Any) -> Any:
+    """Return the handle with results as ``ObjectRef``s, whatever Ray's default transport is."""
+    return handle.options(_by_reference=True)
 
 
 __all__ = [
@@ -351,6 +362,7 @@ __all__ = [
     "actor_class_name",
     "autoscaling_config",
     "build",
+    "by_reference",
     "call_builder",
     "cluster_address",
     "deployment_of",
@@ -368,6 +380,7 @@ __all__ = [
     "running",
     "setting",
     "task_function",
+    "text_of_unsendable",
     "unwrap",
     "with_local_handles",
     "with_own_batch_queues",

@@ -14,9 +14,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import cloudpickle
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 from starlette.exceptions import HTTPException
 
 _STAGE = "_raycompose_stage"
+
+UNAVAILABLE: tuple[type[Exception], ...] = (
+    DeploymentUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    ReplicaUnavailableError,
+    WorkerCrashedError,
+)
+"""Faults of the place that ran a stage rather than of the stage: answered with 503."""
+
+TRANSIENT: tuple[type[Exception], ...] = (BackPressureError, *UNAVAILABLE)
+"""Faults that are safe to try again, elsewhere or later."""
 
 
 class RayComposeError(Exception):
@@ -111,7 +130,7 @@ class HTTPError(RayComposeError, HTTPException):
         return f"HTTP {self.status}: {self.detail}" if self.detail else f"HTTP {self.status}"
 
 
-def portable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """Return the error, or what stands for it where it would not survive being sent."""
     try:
         cloudpickle.loads(cloudpickle.dumps(error))

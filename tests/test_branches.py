@@ -19,7 +19,8 @@ from ray.serve.config import RequestRouterConfig
 from starlette.exceptions import HTTPException
 
 import raycompose as rc
-from raycompose import _serve, metrics
+from raycompose import _serve
+from raycompose.graph import metrics
 
 Deploy = Callable[..., rc.Client]
 

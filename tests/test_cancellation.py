@@ -324,12 +324,13 @@ def engines(deploy: Deploy, actor: Any, tmp_path_factory: pytest.TempPathFactory
         if name not in started:
             journal = tmp_path_factory.mktemp(name)
             app = application(str(journal), actor)
-            client = {
+            starts: dict[str, Callable[[], rc.Client]] = {
                 "local": lambda: rc.local(app),
                 "fused": lambda: deploy(app.fuse()),
                 "distributed": lambda: deploy(app),
                 "embedded": lambda: deploy(Api.bind(app.embed())),
-            }[name]()
+            }
+            client = starts[name]()
             started[name] = Engine(name, client, journal)
         return started[name]
 

@@ -18,7 +18,7 @@ from ray.serve import Application
 
 import raycompose as rc
 from raycompose import _serve
-from raycompose.nodes import Node, stages
+from raycompose.graph.nodes import Node, stages
 
 EXPORTED = [
     "pipeline",

@@ -24,7 +24,7 @@ from conftest import Deploy
 from ray import ObjectRef, serve
 
 import raycompose as rc
-from raycompose import promises
+from raycompose.flow import promises
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
 

@@ -7,7 +7,7 @@ import pytest
 from ray import serve
 
 import raycompose as rc
-from raycompose import patch
+from raycompose.compose import patch
 
 
 def run(code: str) -> "subprocess.CompletedProcess[str]":
@@ -79,8 +79,8 @@ def test_reloading_the_module_is_harmless() -> None:
     """Reloading the module that installs (as a notebook's autoreload does) still composes."""
     done = run(
         "import importlib\n"
-        "import raycompose as rc, raycompose.patch\n"
-        "importlib.reload(raycompose.patch).install()\n"
+        "import raycompose as rc, raycompose.compose.patch\n"
+        "importlib.reload(raycompose.compose.patch).install()\n"
         "from ray import serve\n"
         "app = serve.deployment(lambda x: x + 1).options(name='F').bind().then(lambda x: x * 2)\n"
         "print(rc.local(app).call(1))\n"

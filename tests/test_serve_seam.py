@@ -317,9 +317,9 @@ def test_placement_group_of_a_deployment() -> None:
 
 def test_settings_that_have_no_property() -> None:
     """``_deployment_config`` has each setting that fusing merges, as ``options()`` sets it."""
-    from raycompose import fusing
+    from raycompose.compose import front
 
-    for number, name in enumerate(fusing._LONGEST, start=31):
+    for number, name in enumerate(front._LONGEST, start=31):
         assert _serve.setting(Echo.options(**{name: number}), name) == number
 
 

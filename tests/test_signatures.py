@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import functools
-import importlib
-import pkgutil
 import typing
 from collections.abc import (
     AsyncGenerator,
@@ -19,7 +16,6 @@ from collections.abc import (
     Sequence,
 )
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Any, List, Optional, Protocol, TypeVar, Union  # noqa: UP035  # tested
 
 import pydantic
@@ -28,9 +24,8 @@ import ray
 import starlette.requests
 from ray import ObjectRef, serve
 
-import raycompose
 import raycompose as rc
-from raycompose.signatures import UNKNOWN, describe, fits, is_async, is_generator, type_name
+from raycompose.graph.signatures import UNKNOWN, describe, fits, is_async, is_generator, type_name
 
 T = TypeVar("T")
 
@@ -505,38 +500,6 @@ def test_what_cannot_fit_is_not(output: Any, accepted: Any) -> None:
 def test_types_are_named_as_written(annotation: Any, name: str) -> None:
     """Messages name a type as its author wrote it."""
     assert type_name(annotation) == name
-
-
-# Doctests
-
-
-def modules() -> list[str]:
-    return [
-        "raycompose",
-        *(m.name for m in pkgutil.walk_packages([str(_package())], "raycompose.")),
-    ]
-
-
-def _package() -> Path:
-    assert raycompose.__file__
-    return Path(raycompose.__file__).parent
-
-
-@pytest.mark.parametrize("name", [m for m in modules() if not m.startswith("raycompose.cli")])
-def test_examples_in_docstrings_are_true(name: str) -> None:
-    """Every doctest of the package passes."""
-    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert results.failed == 0
-
-
-def test_there_are_examples_in_docstrings() -> None:
-    """The test above looks at something: the pure parts are doctested."""
-    found = (
-        doctest.DocTestFinder().find(importlib.import_module(name))
-        for name in modules()
-        if not name.startswith("raycompose.cli")
-    )
-    assert sum(bool(test.examples) for tests in found for test in tests) >= 1
 
 
 def _numbers(n: int) -> Iterator[int]:

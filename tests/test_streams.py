@@ -14,7 +14,7 @@ import pytest
 from ray import serve
 
 import raycompose as rc
-from raycompose.streams import IN_FLIGHT, Stream
+from raycompose.flow.streams import IN_FLIGHT, Stream
 
 MILLION = 1_000_000
 
@@ -486,28 +486,28 @@ def _stream(n: int = 3) -> "Stream[int]":
     return Stream(source)
 
 
-def test_begun_waits_for_the_first_item() -> None:
-    """``begun()`` gives the same items, with the first one known."""
+def test_peek_waits_for_the_first_item() -> None:
+    """``peek()`` gives the same items, with the first one known."""
 
     async def run() -> tuple[Any, list[int]]:
-        begun = await _stream().begun()
-        return begun.peeked, [item async for item in begun]
+        peeked = await _stream().peek()
+        return peeked.peeked, [item async for item in peeked]
 
     assert asyncio.run(run()) == (0, [0, 1, 2])
 
 
-def test_begun_of_an_empty_stream_is_empty() -> None:
-    """``begun()`` of a stream without items gives a stream without items."""
+def test_peek_of_an_empty_stream_is_empty() -> None:
+    """``peek()`` of a stream without items gives a stream without items."""
 
     async def run() -> tuple[Any, list[int]]:
-        begun = await _stream(0).begun()
-        return begun.peeked, [item async for item in begun]
+        peeked = await _stream(0).peek()
+        return peeked.peeked, [item async for item in peeked]
 
     assert asyncio.run(run()) == (None, [])
 
 
-def test_begun_raises_what_came_instead_of_the_first_item() -> None:
-    """``begun()`` of a stream that fails at once raises its exception."""
+def test_peek_raises_what_came_instead_of_the_first_item() -> None:
+    """``peek()`` of a stream that fails at once raises its exception."""
 
     async def run() -> None:
         async def source() -> Any:
@@ -516,7 +516,7 @@ def test_begun_raises_what_came_instead_of_the_first_item() -> None:
             yield 1
 
         with pytest.raises(ValueError, match="at once"):
-            await Stream(source).begun()
+            await Stream(source).peek()
 
     asyncio.run(run())
 
@@ -526,15 +526,15 @@ def _later(producer: Producer) -> Any:
 
 
 def test_a_begun_stream_that_is_left_stops_its_producer() -> None:
-    """Closing what ``begun()`` gave closes the producer, whether it was iterated or not."""
+    """Closing what ``peek()`` gave closes the producer, whether it was iterated or not."""
 
     async def run(items: int) -> bool:
         producer = Producer()
 
-        begun = await Stream(functools.partial(_later, producer)).begun()
+        peeked = await Stream(functools.partial(_later, producer)).peek()
         for _ in range(items):
-            await anext(aiter(begun))
-        await begun.aclose()
+            await anext(aiter(peeked))
+        await peeked.aclose()
         await asyncio.sleep(0)
         return producer.stopped.is_set()
 

@@ -26,8 +26,8 @@ from conftest import Deploy
 from ray import serve
 
 import raycompose as rc
-from raycompose import responses
-from raycompose.streams import IN_FLIGHT
+from raycompose.flow.streams import IN_FLIGHT
+from raycompose.http import responses
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
 
@@ -675,7 +675,7 @@ def test_stream_on_what_does_not_stream_says_what_to_do(deploy: Deploy) -> None:
 # Quiet streams
 
 
-async def _asgi(client: rc.Client, sent: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+async def _asgi(client: Any, sent: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Return the messages of the answer to a GET request that accepts events if ``sent`` is given.
 
     The test client of Starlette only returns once the whole answer is there.

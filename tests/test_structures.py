@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 
-from raycompose.structures import is_container, leaves, rebuilt
+from raycompose.flow.structures import is_container, leaves, rebuilt
 
 
 class Leaf:

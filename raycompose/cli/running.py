@@ -100,14 +100,14 @@ def _serve_run(options: Options, ending: contextlib.ExitStack) -> None:
     from ray.serve import scripts
 
     import raycompose  # noqa: F401  # before the user's module, which then needs no import for .then
-    from raycompose import starting
+    from raycompose.client import cluster
 
     if options.address:
         os.environ["RAY_ADDRESS"] = options.address  # for a module that starts Ray itself
     if not options.is_config and deploys_itself(options.target, options.app_dir):
-        _start(options, starting.UNKNOWN_CPUS, ending)  # importing it calls serve.run
+        _start(options, cluster.UNKNOWN_CPUS, ending)  # importing it calls serve.run
     apps = _applications(options)
-    cpus = sum(starting.cpus_needed(app, overrides) for app, overrides in apps.values())
+    cpus = sum(cluster.cpus_needed(app, overrides) for app, overrides in apps.values())
     if not ray.is_initialized():
         _start(options, cpus, ending)
     # `kill` ends it as Ctrl-C does; ray.init has set a handler of its own.
@@ -169,14 +169,14 @@ def _start(options: Options, cpus: int, ending: contextlib.ExitStack) -> None:
     import ray
     from ray import serve
 
-    from raycompose import starting
+    from raycompose.client import cluster
 
     # Where Serve imports a config's applications it looks at PYTHONPATH, not at our sys.path.
     path = [str(Path(options.app_dir).resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
-    starting.start_ray(cpus, options.address, namespace="serve")
+    cluster.start_ray(cpus, options.address, namespace="serve")
     ending.callback(ray.shutdown)
-    if starting.serve_is_running():  # somebody else's: end what is ours alone
+    if cluster.serve_is_running():  # somebody else's: end what is ours alone
         ending.callback(serve.delete, options.name)
         return
     with socket.socket() as probe:
@@ -188,10 +188,12 @@ def _start(options: Options, cpus: int, ending: contextlib.ExitStack) -> None:
 
 def announce(options: Options, apps: dict[str, tuple[Any, dict[str, Any]]]) -> None:
     """Say what runs, where, and how to call it."""
-    from raycompose import samples, starting
+    from raycompose.client import cluster
+
+    from . import samples
 
     for name, (app, _) in apps.items():
-        url = starting.url_of(name)
+        url = cluster.url_of(name)
         typer.secho(f"\n{app!r} is up" if len(apps) == 1 else f"\n{name}: {app!r} is up", bold=True)
         if url is None:
             typer.echo("It has no route prefix: call it through rc.connect() or its handle.")

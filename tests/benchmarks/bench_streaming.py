@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 import raycompose as rc
-from raycompose.streams import IN_FLIGHT
+from raycompose.flow.streams import IN_FLIGHT
 
 ITEMS = 300
 

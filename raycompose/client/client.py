@@ -1,0 +1,213 @@
+"""Clients: deploy an application or connect to one, and call it."""
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from raycompose import _serve
+from raycompose.client import cluster
+from raycompose.errors import RayComposeError, failed_stage
+from raycompose.flow import concurrency
+from raycompose.flow.concurrency import next_of
+from raycompose.graph.targets import items_of, result_of
+
+NO_STREAM = "this pipeline does not stream: use client.call(...)"
+
+
+class Client(ABC):
+    """Calls a running pipeline. A context manager that ends what it started.
+
+    The blocking methods work everywhere, inside a running event loop (Jupyter) too, where Ray's
+    ``.result()`` raises.
+    """
+
+    @abstractmethod
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the pipeline, on the background loop."""
+
+    @abstractmethod
+    def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give the pipeline's items, as an async generator on the background loop."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what this client started."""
+
+    @property
+    def handle(self) -> DeploymentHandle[Any]:
+        """The ``DeploymentHandle`` of the deployment that fronts the pipeline."""
+        raise RayComposeError("a local client has no DeploymentHandle: use call() or stream()")
+
+    @property
+    def url(self) -> str | None:
+        """Where the pipeline answers HTTP, or ``None`` when it does not."""
+        return None
+
+    def call(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        """Call the pipeline and block until its result is there.
+
+        Args:
+            args: The pipeline's arguments, given to its first stage unchanged.
+            timeout_s: Seconds to wait; past them the call is cancelled.
+            kwargs: The pipeline's keyword arguments.
+
+        Raises:
+            TimeoutError: There was no result in time.
+            Exception: What a stage raised, as the user's own type; ``rc.failed_stage`` names it.
+        """
+        return concurrency.wait(_within(timeout_s, self._call(args, kwargs)))
+
+    async def acall(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        """Call the pipeline and await its result; see ``call``."""
+        future = concurrency.submit(_within(timeout_s, self._call(args, kwargs)))
+        return await asyncio.wrap_future(future)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Call a pipeline that streams and give its items as they come.
+
+        Leaving the loop early cancels the call.
+        """
+        items = self._stream(args, kwargs)
+        try:
+            while True:
+                try:
+                    item = concurrency.wait(next_of(items))
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            concurrency.finish(items.aclose(), None)
+
+    async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Call a pipeline that streams and give its items as they come; see ``stream``."""
+        items = self._stream(args, kwargs)
+        try:
+            while True:
+                try:
+                    item = await asyncio.wrap_future(concurrency.submit(next_of(items)))
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            await asyncio.wrap_future(concurrency.submit(items.aclose()))
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Remote(Client):
+    """Calls an application that Ray Serve runs."""
+
+    def __init__(
+        self, handle: DeploymentHandle[Any], app_name: str, end: Callable[[], None]
+    ) -> None:
+        self._handle: Any = handle
+        self._app_name = app_name
+        self._end = end
+
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return await result_of(self._handle.remote(*args, **kwargs))
+
+    async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Called in here, on the background loop, where Ray's router may need a running loop.
+        items = items_of(self._handle.options(stream=True).remote(*args, **kwargs))
+        async with aclosing(items):
+            try:
+                async for item in items:
+                    yield item
+            except TypeError as error:
+                if failed_stage(error) is not None or not _serve.did_not_stream(error):
+                    raise
+                raise TypeError(NO_STREAM) from None
+
+    @property
+    def handle(self) -> DeploymentHandle[Any]:
+        """The ``DeploymentHandle`` of the deployment that fronts the pipeline."""
+        return self._handle
+
+    @property
+    def url(self) -> str | None:
+        """Where the pipeline answers HTTP, or ``None`` when it has no route prefix."""
+        return cluster.url_of(self._app_name)
+
+    def close(self) -> None:
+        """End what this client started: the application, and Serve and Ray if it started them."""
+        self._end()
+        self._end = lambda: None
+
+    def __repr__(self) -> str:
+        return f"Client({self._app_name!r}, url={self.url!r})"
+
+
+def run(
+    app: Application, *, name: str = "default", route_prefix: str | None = "/", **options: Any
+) -> Client:
+    """Deploy an application and return a client; as a context manager it deletes it again.
+
+    In plain Ray Serve: ``handle = serve.run(app, name=name, route_prefix=route_prefix)``. When
+    Ray is not running it is started here, with as many logical CPUs as the application asks for.
+
+    Args:
+        app: A pipeline or any other Serve application.
+        name: The application's name.
+        route_prefix: Where it answers HTTP; ``None``: not at all.
+        options: What else ``ray.serve.run`` takes (``logging_config``, ...).
+
+    Raises:
+        RuntimeError: The deployment failed; Ray's message says why.
+    """
+    end = contextlib.ExitStack()
+    if not ray.is_initialized():
+        cluster.start_ray(cluster.cpus_needed(app))
+        end.callback(ray.shutdown)
+    if not cluster.serve_is_running():
+        end.callback(serve.shutdown)
+    try:
+        handle = serve.run(app, name=name, route_prefix=route_prefix, **options)
+    except BaseException:
+        end.close()
+        raise
+    end.callback(serve.delete, name)
+    return _Remote(handle, name, end.close)
+
+
+def connect(name: str = "default") -> Client:
+    """Return a client of an application that is running; closing it leaves the application be.
+
+    In plain Ray Serve: ``serve.get_app_handle(name)``.
+
+    Args:
+        name: The application's name.
+
+    Raises:
+        ray.serve.exceptions.RayServeException: There is no such application.
+    """
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=False)
+    return _Remote(serve.get_app_handle(name), name, lambda: None)
+
+
+async def _within(timeout_s: float | None, coroutine: Any) -> Any:
+    try:
+        return await asyncio.wait_for(coroutine, timeout_s)
+    except asyncio.TimeoutError as error:
+        if timeout_s is None or type(error) is not asyncio.TimeoutError:
+            raise
+        raise TimeoutError(f"the pipeline gave no result within timeout_s={timeout_s:g}") from None

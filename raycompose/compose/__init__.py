@@ -1,0 +1,1 @@
+"""Python objects become a graph, and a graph a Ray Serve application."""

@@ -1,0 +1,88 @@
+"""What fits behind what: a graph that cannot work is refused where it is composed."""
+
+from typing import Any
+
+from raycompose.errors import CompositionError
+from raycompose.graph.limits import is_count
+from raycompose.graph.nodes import Node, Sequence, Stage
+from raycompose.graph.signatures import fits, type_name
+
+
+def check_fit(before: Sequence, after: Node) -> None:
+    """Refuse a node behind others when what they give cannot be what it takes."""
+    for taker in after.entries:
+        check_takes_one(taker)
+        if taker.signature.takes == "stream" and before.exits and not before.streams:
+            raise CompositionError(
+                f"stage {taker.label!r} takes a stream, but {before.exits[0].label!r} does not "
+                "give one: yield the items in it, or take the value instead"
+            )
+        if taker.signature.takes == "stream" and not after.takes_stream:
+            raise CompositionError(
+                f"stage {taker.label!r} takes a stream whole, but {after.label!r} gives its "
+                "branches the items one by one: take the item, or put the stage behind it"
+            )
+        if taker.signature.takes == "request" or taker.takes_stream:
+            continue
+        for giver in before.exits:
+            given, wanted = giver.signature.returns, taker.signature.accepts
+            if not fits(given, wanted):
+                raise CompositionError(
+                    f"{giver.label!r} gives {type_name(given)}, but {taker.label!r} takes "
+                    f"{type_name(wanted)}: put a stage between them that converts one into the "
+                    "other, or correct the annotation"
+                )
+
+
+def check_takes_one(stage: Stage) -> None:
+    """Refuse a stage that cannot be called with one value, where it gets one value.
+
+    Raises:
+        CompositionError: It has no parameter for the value, or needs more than one.
+    """
+    needs = stage.signature.beyond_one
+    if needs is None:
+        raise CompositionError(
+            f"stage {stage.label!r} takes no argument, but gets the value of what is before it: "
+            "give it a parameter"
+        )
+    if needs:
+        raise CompositionError(
+            f"stage {stage.label!r} gets one value here, but also requires {', '.join(needs)}: "
+            "give those a default, bind them with functools.partial, or take one dict or tuple"
+        )
+
+
+def refuse_streams(node: str, branches: tuple[Node, ...]) -> None:
+    """Refuse branches that stream, where each has to give one result.
+
+    Raises:
+        CompositionError: One streams.
+    """
+    for branch in branches:
+        if branch.streams:
+            name = branch.label or (branch.exits[0].label if branch.exits else "a branch")
+            raise CompositionError(
+                f"rc.{node}(): {name!r} streams, and its items have no place in one result. "
+                "End the branch with rc.collect to put them in a list"
+            )
+
+
+def check_name(name: Any, called: str) -> None:
+    """Refuse a name that is not one.
+
+    Raises:
+        CompositionError: It is not a ``str``, or empty.
+    """
+    if name is not None and not (isinstance(name, str) and name):
+        raise CompositionError(f"stage {called!r}: name={name!r} is not a str that names it")
+
+
+def check_count(call: str, name: str, value: Any) -> None:
+    """Refuse a number of things that is not one.
+
+    Raises:
+        CompositionError: It is not a whole number of 1 or more.
+    """
+    if not is_count(value):
+        raise CompositionError(f"{call}: {name} must be a whole number of 1 or more, got {value!r}")

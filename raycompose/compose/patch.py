@@ -1,0 +1,41 @@
+"""The two things that importing raycompose adds to Ray Serve's ``Application``."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.serve import Application
+from typing_extensions import Unpack
+
+from raycompose.compose.pipeline import Pipeline, pipeline, stage
+from raycompose.compose.stages import StageOptions
+from raycompose.errors import RayComposeError
+
+
+def then(self: Application, target: Any, **options: Unpack[StageOptions]) -> Pipeline[Any, Any]:
+    """Return this application followed by ``target``, as one pipeline; see ``Pipeline.then``."""
+    return pipeline(self, stage(target, **options) if options else target)
+
+
+def _or(self: Application, target: Any) -> Pipeline[Any, Any]:
+    return pipeline(self, target)
+
+
+ADDED: dict[str, Callable[..., Any]] = {"then": then, "__or__": _or}
+
+
+def install() -> None:
+    """Add ``.then`` and ``|`` to ``Application``. Doing it again changes nothing.
+
+    Raises:
+        RayComposeError: Ray itself defines one of them, which is never replaced.
+    """
+    for name, function in ADDED.items():
+        # Not getattr: `type` itself has an __or__, which is not Application's.
+        present = next((vars(c)[name] for c in Application.__mro__ if name in vars(c)), None)
+        if present is None:
+            setattr(Application, name, function)
+        elif getattr(present, "__module__", None) != __name__:
+            raise RayComposeError(
+                f"this version of Ray defines Application.{name} itself, and raycompose does not "
+                "replace it: use rc.pipeline(...), and a version of raycompose made for this Ray"
+            )

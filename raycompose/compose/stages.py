@@ -1,0 +1,245 @@
+"""Making stages: what may be one, and how it is called."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypedDict
+
+import ray
+from ray.serve import Application, Deployment
+from typing_extensions import Unpack
+
+from raycompose import _serve
+from raycompose.compose.checks import check_name, check_takes_one, refuse_streams
+from raycompose.errors import CompositionError
+from raycompose.graph.branches import Parallel
+from raycompose.graph.limits import Limits, Retry, is_number
+from raycompose.graph.nodes import Limited, Named, Node, Stage
+from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe
+from raycompose.graph.targets import Deployed, Inline, Target, Task
+
+ACCEPTED = (
+    "a bound deployment (X.bind(...)), a deployment (X), a function or other callable, "
+    "a @ray.remote function, a method of a Ray actor, a pipeline, or a dict of these"
+)
+
+
+class StageOptions(TypedDict, total=False):
+    """The options that ``rc.stage`` takes by keyword."""
+
+    name: str | None
+    method: str
+    pass_by: PassBy | None
+    stream: bool | None
+    timeout_s: float | None
+    retry: int | Retry | None
+
+
+class Composed(_serve.LazyApplication):
+    """An application made of a graph: what a ``Pipeline`` is to what it is composed from.
+
+    Args:
+        root: The graph.
+        given: The options of the front deployment that the user has set.
+    """
+
+    def __init__(self, root: Node, given: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.root = root
+        self.given = dict(given)
+
+
+def make_node(target: Any, **options: Unpack[StageOptions]) -> Node:
+    """Return the graph of whatever ``rc.stage`` takes.
+
+    Raises:
+        CompositionError: It cannot be a stage, or an option does not fit it.
+    """
+    name = options.get("name")
+    if isinstance(target, dict):
+        node: Node = make_parallel(target)
+    elif isinstance(target, Composed):
+        node = target.root
+    else:
+        stage = _make_stage(target, options)
+        return _limited(stage, stage.label, None, options)
+    if (
+        options.get("method", "__call__") != "__call__"
+        or options.get("pass_by") is not None
+        or options.get("stream") is not None
+    ):
+        raise CompositionError(
+            f"{target!r} is a pipeline: method=, pass_by= and stream= belong to its stages"
+        )
+    check_name(name, repr(target))
+    if name is not None and isinstance(node, Stage):
+        node, name = replace(node, label=name), None
+    return _limited(node, name or node.label or repr(target), name, options)
+
+
+def make_parallel(targets: Mapping[Any, Any]) -> Parallel:
+    """Return the node that gives the same input to all targets, and a dict of their results.
+
+    Raises:
+        CompositionError: A key is not a ``str``, there are no targets, or one is no stage.
+    """
+    if not all(isinstance(key, str) for key in targets):
+        keys = ", ".join(map(repr, targets))
+        raise CompositionError(f"a dict of stages must have str keys, got {keys}")
+    if not targets:
+        raise CompositionError("rc.parallel() needs at least one target: rc.parallel(a, b)")
+    branches = make_branches("parallel", tuple(targets.values()))
+    refuse_streams("parallel", branches)
+    return Parallel("parallel", branches, tuple(targets))
+
+
+def make_branches(call: str, targets: tuple[Any, ...]) -> tuple[Node, ...]:
+    """Return the graphs of a combinator's targets, each of which is given one value.
+
+    Raises:
+        CompositionError: One is no stage, has options of the front, or cannot take one value.
+    """
+    branches = []
+    for target in targets:
+        try:
+            node = make_node(target)
+        except CompositionError as error:
+            raise CompositionError(f"in rc.{call}(): {error}") from error
+        if isinstance(target, Composed) and target.given:
+            raise CompositionError(
+                f"in rc.{call}(): {target!r} has front options of its own; set .options(...) on "
+                "the whole pipeline"
+            )
+        for entry in node.entries:
+            check_takes_one(entry)
+        branches.append(node)
+    return tuple(branches)
+
+
+def _limited(node: Node, called: str, name: str | None, options: StageOptions) -> Node:
+    """The node within its limits, if it has any, and with a name of its own."""
+    timeout_s, retry = options.get("timeout_s"), options.get("retry")
+    if timeout_s is None and retry is None:
+        return node if name is None else Named(name, node)
+    if timeout_s is not None and not (is_number(timeout_s) and 0 < timeout_s < math.inf):
+        raise CompositionError(
+            f"stage {called!r}: timeout_s={timeout_s!r} must be a number of seconds above 0"
+        )
+    try:
+        policy = retry if retry is None or isinstance(retry, Retry) else Retry(attempts=retry)
+    except (TypeError, ValueError) as error:
+        raise CompositionError(
+            f"stage {called!r}: retry={retry!r} must be a number of attempts or an rc.Retry: "
+            f"{error}"
+        ) from error
+    # A part of the graph that has no name has one where it times out.
+    label = "" if isinstance(node, Stage) else name or ("" if node.label else "pipeline")
+    return Limited(label, node, Limits(timeout_s, policy))
+
+
+def _make_stage(target: Any, options: StageOptions) -> Stage:
+    """Return the stage for something that is not a pipeline."""
+    name, pass_by, stream = options.get("name"), options.get("pass_by"), options.get("stream")
+    made, function, own_name = _target(target, options.get("method", "__call__"))
+    check_name(name, own_name)
+    label = name or own_name
+    try:
+        signature = function() if function else Signature()
+    except CompositionError as error:
+        raise CompositionError(f"stage {label!r}: {error}") from error
+    if pass_by is not None and pass_by not in PASS_BY:
+        accepted = ", ".join(map(repr, PASS_BY))
+        raise CompositionError(f"stage {label!r}: pass_by={pass_by!r} must be one of {accepted}")
+    return Stage(
+        label,
+        made,
+        replace(
+            signature,
+            takes=signature.takes if pass_by is None else pass_by,
+            streams=signature.streams if stream is None else stream,
+        ),
+    )
+
+
+def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
+    """The target that a stage calls, how to read its signature, and what it calls itself."""
+    if isinstance(target, Deployment):
+        target = target.bind()
+    if isinstance(target, Application):
+        return _deployed(target, method)
+    if method != "__call__":
+        raise CompositionError(
+            f"method={method!r} belongs to a deployment, but got {_described(target)}"
+        )
+    if (task := _serve.task_function(target)) is not None:
+        return Task(target), lambda: describe(task), task.__name__
+    if (actors := _serve.method_of_actor(target)) is not None:
+        return Task(target), lambda: Signature(streams=actors.streams), actors.name
+    if isinstance(target, ray.actor.ActorClass):
+        raise CompositionError(
+            f"got the actor class {_serve.actor_class_name(target)}: start an actor with "
+            ".remote(), and give one of its methods: actor.method"
+        )
+    if callable(target) and not inspect.isclass(target):
+        return Inline(target), lambda: describe(target), _function_name(target)
+    raise CompositionError(
+        f"not a stage: got {_described(target)}. Accepted: {ACCEPTED}.{_hint(target)}"
+    )
+
+
+def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
+    deployment = _serve.deployment_of(app)
+    definition, name = deployment.func_or_class, deployment.name
+    target = Deployed(app, method)
+    if isinstance(definition, str):  # an import path: nothing to look at
+        return target, None, name
+    if method == "__call__" and _serve.is_fastapi_ingress(deployment):
+        raise CompositionError(
+            f"stage {name!r} is a FastAPI ingress (@serve.ingress), which answers HTTP itself and "
+            "cannot be a stage. Bind the pipeline into it instead, "
+            f"{name}.bind(app.embed()), or call one of its methods with method=..."
+        )
+    if not inspect.isclass(definition):
+        if method != "__call__":
+            raise CompositionError(f"stage {name!r} is a function, and has no method {method!r}")
+        return target, lambda: describe(definition), name
+    function = getattr(definition, method, None)
+    if not callable(function) or (method == "__call__" and "__call__" not in dir(definition)):
+        methods = [m for m in dir(definition) if not m.startswith("_")
+                   and callable(getattr(definition, m))]  # fmt: skip
+        raise CompositionError(
+            f"deployment {name!r} has no method {method!r}. "
+            f"Its methods: {', '.join(methods) or 'none'}. Choose one with "
+            f"rc.stage({name}.bind(), method=...)"
+        )
+    static = isinstance(inspect.getattr_static(definition, method), staticmethod | classmethod)
+    return target, lambda: describe(function, skip_self=not static), name
+
+
+def _function_name(function: Any) -> str:
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    name = getattr(function, "__name__", type(function).__name__)
+    return "lambda" if name == "<lambda>" else name
+
+
+def _described(target: Any) -> str:
+    if inspect.isclass(target):
+        return f"the class {target.__name__}"
+    text = repr(target)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(target).__name__})"
+
+
+def _hint(target: Any) -> str:
+    if inspect.isclass(target) and target.__module__ == "builtins":
+        return f" Write a function: lambda value: {target.__name__}(value)."
+    if inspect.isclass(target):
+        return f" Decorate {target.__name__} with @serve.deployment and .bind() it."
+    if inspect.iscoroutine(target):
+        return " Give the function itself, without calling it."
+    if isinstance(target, ray.actor.ActorHandle):
+        return " Give one of the actor's methods: actor.method."
+    if isinstance(target, str):
+        return " Give the object itself, not its name."
+    return ""

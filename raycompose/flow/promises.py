@@ -1,0 +1,61 @@
+"""An ``ObjectRef`` to a result that this process is still waiting for.
+
+Ray Serve's gRPC transport brings results into the caller's memory, where no ``ObjectRef`` leads.
+A small actor of the caller's gives one at once, and its value later.
+"""
+
+import asyncio
+import concurrent.futures
+import functools
+import uuid
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import TaskCancelledError
+
+
+class _Promises:
+    """Holds back calls of ``result`` until ``settle`` has been called with the same key."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, asyncio.Future[Any]] = {}
+
+    def _outcome(self, key: str) -> "asyncio.Future[Any]":
+        return self._outcomes.setdefault(key, asyncio.get_running_loop().create_future())
+
+    async def result(self, key: str) -> Any:
+        try:
+            return await self._outcome(key)
+        finally:
+            del self._outcomes[key]
+
+    async def settle(self, key: str, value: Any, boxed: list[BaseException | None]) -> None:
+        (error,) = boxed  # bare, Ray would take an error of its own for a failed argument
+        outcome = self._outcome(key)
+        if error is None:
+            outcome.set_result(value)
+        else:
+            outcome.set_exception(error)
+
+
+@functools.lru_cache(maxsize=1)
+def _actor(session: str, job: str) -> Any:
+    # Waiting calls must not keep out the calls that settle them. (Concurrency groups would each
+    # have an event loop of their own, and a future belongs to one.)
+    return ray.remote(num_cpus=0, max_concurrency=100_000)(_Promises).remote()
+
+
+def promise(pending: "concurrent.futures.Future[Any]") -> "ObjectRef[Any]":
+    """Return an ``ObjectRef`` to the result of a future of this process."""
+    context = ray.get_runtime_context()
+    actor = _actor(context.get_session_name(), context.get_job_id())
+    key = uuid.uuid4().hex
+    ref: ObjectRef[Any] = actor.result.remote(key)
+
+    def settle(done: "concurrent.futures.Future[Any]") -> None:
+        error = TaskCancelledError() if done.cancelled() else done.exception()
+        actor.settle.remote(key, None if error else done.result(), [error])
+
+    pending.add_done_callback(settle)
+    return ref

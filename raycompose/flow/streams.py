@@ -1,0 +1,192 @@
+"""Streams between stages: pulled lazily, mapped in order, stopped early."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from functools import partial
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from raycompose.errors import RayComposeError
+from raycompose.flow import concurrency
+from raycompose.flow.concurrency import cancel, next_of
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+IN_FLIGHT = 4
+"""How many items of a stream a mapping stage works on at once."""
+
+
+class Stream(Generic[T]):
+    """The items that a streaming stage produces, pulled as they are asked for.
+
+    Annotate a stage's first parameter ``rc.Stream[T]`` to receive the upstream's items as they
+    come: ``async for`` in an ``async def``, plain ``for`` in a ``def``. A stream can be iterated
+    once. It starts nothing until its first item is asked for, and travels between replicas as the
+    call to make, so the replica that iterates it pulls from the one that produces.
+
+    Args:
+        source: Called once, without arguments, to begin; gives the items.
+        portable: Whether the source may be called in another replica.
+    """
+
+    def __init__(
+        self, source: Callable[[], AsyncGenerator[T, None]], *, portable: bool = True
+    ) -> None:
+        self._source = source
+        self._portable = portable
+        self._items: AsyncGenerator[T, None] | None = None
+        self.peeked: T | None = None
+        """The first item, once ``peek()`` has waited for it."""
+        self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        self._peeking: Stream[Any] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._blocking_items: Iterator[T] | None = None
+
+    def map(self, function: Callable[[T], Awaitable[U]], *, portable: bool = True) -> "Stream[U]":
+        """Return the stream of ``await function(item)``, in order, a few in flight at a time."""
+        return Stream(_Mapped(self, function), portable=portable and self._portable)
+
+    @property
+    def portable(self) -> bool:
+        """Whether it can be iterated in another replica: it has not begun, nor is bound here."""
+        return self._portable and not self.started
+
+    @property
+    def started(self) -> bool:
+        """Whether its first item has been asked for: its items can be had only once."""
+        return self._items is not None
+
+    async def sendable(self) -> "Stream[T]":
+        """Return a stream that another replica can iterate.
+
+        That is the stream itself, unless an object of this process has a part in it: then its
+        items are collected here and sent together.
+        """
+        if self.portable:
+            return self
+        return Stream(partial(_given, [item async for item in self]))
+
+    async def peek(self) -> "Stream[T]":
+        """Return the same stream once its first item is there, or raise what came instead."""
+        try:
+            first = await anext(aiter(self))
+        except StopAsyncIteration:
+            return self
+        resumed = Stream(partial(self._resumed, first), portable=False)
+        resumed.peeked = first
+        resumed._peeking = self
+        return resumed
+
+    async def _resumed(self, first: T) -> AsyncGenerator[T, None]:
+        try:
+            yield first
+            async for item in self:
+                yield item
+        finally:
+            await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        if self._items is None:
+            self._items = self._source()
+            with contextlib.suppress(RuntimeError):  # no loop in this thread, and no task
+                if (task := asyncio.current_task()) is not None:
+                    task.add_done_callback(self._stop_after)
+        return self._items
+
+    def _stop_after(self, task: "asyncio.Task[Any]") -> None:
+        """Stop with the task that iterates: its error may keep the items alive for ever."""
+        if task.cancelled() or task.exception() is not None:
+            self._closing = self._closing or asyncio.ensure_future(self._close())
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._blocking()
+        raise RayComposeError("this code runs on an event loop: use 'async for' on the stream")
+
+    async def __anext__(self) -> T:
+        return await anext(aiter(self))
+
+    def __next__(self) -> T:
+        if self._blocking_items is None:
+            self._blocking_items = iter(self)
+        return next(self._blocking_items)
+
+    def _blocking(self) -> Iterator[T]:
+        items = aiter(self)
+        try:
+            while True:
+                try:
+                    yield concurrency.wait(next_of(items), self._loop)
+                except StopAsyncIteration:
+                    return
+        finally:
+            concurrency.finish(self.aclose(), self._loop)
+
+    async def aclose(self) -> None:
+        """Stop: cancel whatever still produces items. Safe to call at any time, and twice."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._items is not None:
+            await self._items.aclose()
+        elif self._peeking is not None:
+            await self._peeking.aclose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.portable:
+            raise RayComposeError(
+                "a stream that has begun, or that fused stages produce, cannot be pickled: "
+                "iterate it here, or 'await stream.sendable()'"
+            )
+        return {**self.__dict__, "_loop": None, "_blocking_items": None, "_closing": None}
+
+
+async def _given(items: list[T]) -> AsyncGenerator[T, None]:
+    for item in items:
+        yield item
+
+
+class _Mapped(Generic[T, U]):
+    """The source of a mapped stream; picklable when the stream and the function are."""
+
+    def __init__(self, stream: Stream[T], function: Callable[[T], Awaitable[U]]) -> None:
+        self.stream = stream
+        self.function = function
+
+    async def __call__(self) -> AsyncGenerator[U, None]:
+        items = aiter(self.stream)
+        upcoming: asyncio.Future[T] | None = asyncio.ensure_future(next_of(items))
+        running: deque[asyncio.Future[U]] = deque()
+        failure: BaseException | None = None
+        try:
+            while upcoming or running:
+                waiting: set[asyncio.Future[Any]] = set(islice(running, 1))
+                if upcoming and len(running) < IN_FLIGHT:
+                    waiting.add(upcoming)
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if running and running[0].done():
+                    result = running.popleft().result()
+                    if isinstance(result, Stream):  # a generator, mapped: its items, in order
+                        async with aclosing(result):
+                            async for item in result:
+                                yield item
+                    else:
+                        yield result
+                elif upcoming and upcoming.done():
+                    failure = upcoming.exception()
+                    if failure is None:
+                        running.append(asyncio.ensure_future(self.function(upcoming.result())))
+                    upcoming = None if failure else asyncio.ensure_future(next_of(items))
+            if failure is not None and not isinstance(failure, StopAsyncIteration):
+                raise failure
+        finally:
+            await cancel(upcoming, *running)
+            await self.stream.aclose()

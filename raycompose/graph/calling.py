@@ -1,0 +1,110 @@
+"""Running the user's own code: coroutines on the event loop, everything else in a thread."""
+
+import asyncio
+import inspect
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+
+from raycompose.flow.references import Ref
+from raycompose.flow.streams import Stream
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+_END = object()
+
+
+async def call_function(
+    function: Callable[..., Any], args: Args, kwargs: Kwargs, *, on_loop: bool
+) -> Any:
+    """Call a Python callable: a coroutine on the loop, anything else in a thread."""
+    try:
+        if on_loop:
+            return await function(*args, **kwargs)
+        result = await _in_thread(partial(function, *args, **kwargs), _limiter(args))
+        return await result if inspect.isawaitable(result) else result
+    except (SystemExit, GeneratorExit, asyncio.CancelledError) as signal:
+        raise_stray_signal(signal)
+        raise
+    finally:
+        await close_streams(args)
+
+
+async def iterate_function(
+    function: Callable[..., Any], args: Args, kwargs: Kwargs, *, on_loop: bool
+) -> AsyncGenerator[Any, None]:
+    """Give the items of a generator function, one at a time; a sync one runs in a thread."""
+    limiter = _limiter(args)
+    call = partial(function, *args, **kwargs)
+    try:
+        items = call() if on_loop else await _in_thread(call, limiter)
+        if inspect.isawaitable(items):
+            items = await items
+        if isinstance(items, AsyncIterator):
+            try:
+                async for item in items:
+                    yield item
+            finally:
+                if isinstance(items, AsyncGenerator):
+                    await items.aclose()
+        elif isinstance(items, Iterator):
+            try:
+                while (item := await _next_in_thread(items, limiter)) is not _END:
+                    yield item
+            finally:
+                if inspect.isgenerator(items):
+                    await _in_thread(items.close, limiter)
+        else:
+            raise TypeError(
+                "the stage is a stream (a generator, or stream=True) but returned "
+                f"{type(items).__name__}: yield the items, or leave stream=True out"
+            )
+    except (SystemExit, asyncio.CancelledError) as signal:
+        raise_stray_signal(signal)
+        raise
+    finally:
+        await close_streams(args)
+
+
+def raise_stray_signal(signal: BaseException) -> None:
+    """Raise an error in the place of a signal of Python that a stage raises by itself."""
+    if isinstance(signal, SystemExit):  # it would end the loop, and with it every other request
+        raise RuntimeError(f"the stage called sys.exit({signal.code!r})") from signal
+    try:
+        task: Any = asyncio.current_task()
+    except RuntimeError:  # the loop has ended, and what it ran is closed
+        return
+    cancelled = not hasattr(task, "cancelling") or task.cancelling()  # Python 3.10 cannot tell
+    if isinstance(signal, GeneratorExit) or not cancelled:
+        raise RuntimeError(
+            f"the stage raised {signal!r}, although nothing cancelled it"
+        ) from signal
+
+
+async def close_streams(args: Args) -> None:
+    """Stop the streams that a stage was given: it may have left them before their end."""
+    for arg in args:
+        if isinstance(arg, Stream):
+            await arg.aclose()
+
+
+async def _in_thread(call: Callable[[], Any], limiter: CapacityLimiter | None) -> Any:
+    return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
+
+
+async def _next_in_thread(items: Iterator[Any], limiter: CapacityLimiter | None) -> Any:
+    """The next item; when cancelled, not before the generator stands still and can be closed."""
+    step = asyncio.ensure_future(_in_thread(partial(next, items, _END), limiter))
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait({step})
+        raise
+
+
+def _limiter(args: Args) -> CapacityLimiter | None:
+    """Threads without limit for what waits, in its thread, for stages that need threads, too."""
+    return CapacityLimiter(math.inf) if any(isinstance(a, Stream | Ref) for a in args) else None

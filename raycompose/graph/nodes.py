@@ -1,0 +1,440 @@
+"""The graph: immutable, picklable nodes, each with one coroutine from value to value.
+
+``Sequence`` alone knows what flows between neighbours: values, streams that a stage maps over or
+takes whole, and references to results that are not there yet.
+"""
+
+import dataclasses
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, TypeVar, cast
+
+from raycompose.flow.arguments import Arguments
+from raycompose.flow.references import Ref
+from raycompose.flow.request import Request
+from raycompose.flow.streams import Stream
+from raycompose.graph.calling import Args, Kwargs
+from raycompose.graph.context import Context
+from raycompose.graph.limits import Limits
+from raycompose.graph.signatures import PassBy, Signature, takes_iterator
+from raycompose.graph.targets import Target
+
+N = TypeVar("N", bound="Node")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of a graph.
+
+    Args:
+        label: What the node calls itself: the deployment's or the function's name, or ``name=``.
+        name: The label made unique in its pipeline; what errors, metrics and pictures use.
+    """
+
+    label: str
+    name: str = dataclasses.field(default="", kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what a node has cached or started stays in its process."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Give the node's result for ``value``; a ``Stream`` when it streams."""
+        raise NotImplementedError
+
+    async def refer(self, value: Any, ctx: Context) -> Any:
+        """Start the node and give a ``Ref`` to its result, without waiting for it."""
+        return Ref(ctx.start(self.run(value, ctx)), self.name)
+
+    @property
+    def children(self) -> tuple["Node", ...]:
+        """The nodes inside this one, in reading order."""
+        return ()
+
+    def with_children(self: N, children: tuple["Node", ...]) -> N:
+        """Return the node with other nodes inside."""
+        return self
+
+    @property
+    def first(self) -> "Stage | None":
+        """The stage that the pipeline's arguments reach unchanged, if it is a single one."""
+        return None
+
+    @property
+    def entries(self) -> tuple["Stage", ...]:
+        """The stages that the node gives its input to."""
+        return ()
+
+    @property
+    def exits(self) -> tuple["Stage", ...]:
+        """The stages that the node's result comes from, if it is one of theirs."""
+        return ()
+
+    @property
+    def streams(self) -> bool:
+        """Whether the result may be a stream."""
+        return any(child.streams for child in self.children)
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether the result is a stream whatever the input."""
+        return self.streams and all(child.only_streams for child in self.children)
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the node takes a stream whole rather than item by item."""
+        return False
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the node takes a reference rather than wait for its input."""
+        return False
+
+    @property
+    def portable(self) -> bool:
+        """Whether the node can run in another replica as well."""
+        return all(stage.target.portable for stage in stages(self))
+
+    def later(
+        self, items: Callable[[Any, Context], AsyncGenerator[Any, None]], value: Any, ctx: Context
+    ) -> Stream[Any]:
+        """Return ``items(value, ctx)`` as a stream that begins where its first item is asked for.
+
+        Args:
+            items: A method of the node's.
+            value: The node's input.
+            ctx: The request's.
+        """
+        taken = value.portable if isinstance(value, Stream) else not isinstance(value, Ref)
+        return Stream(partial(items, value, ctx), portable=self.portable and taken)
+
+
+@dataclass(frozen=True)
+class Stage(Node):
+    """A node that calls something of the user's.
+
+    Args:
+        target: What is called, and how.
+        signature: What it takes and gives.
+    """
+
+    target: Target
+    signature: Signature
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Call the target with ``value``, in the way that its signature asks for."""
+        with ctx.at(self.name):
+            args, kwargs = await self._arguments(value, ctx)
+            if self.signature.streams:
+                items = partial(self._items, args, kwargs, ctx)
+                return Stream(items, portable=self.target.portable)
+            try:
+                return await self.target.call(args, kwargs, ctx)
+            except Exception:
+                # The failure of an upstream that it was given by reference is the upstream's.
+                if isinstance(value, Ref) and (cause := await value.failed()) is not None:
+                    raise cause from None
+                raise
+
+    async def refer(self, value: Any, ctx: Context) -> Any:
+        """Start the target and give a ``Ref`` to its result, or a ``Stream``, without waiting."""
+        if self.signature.streams:
+            return await self.run(value, ctx)
+        with ctx.at(self.name):
+            args, kwargs = await self._arguments(value, ctx)
+            started = await self.target.start(args, kwargs, ctx)
+        if started is None:
+            return await super().refer(value, ctx)
+        return Ref(started, self.name, value if isinstance(value, Ref) else None)
+
+    async def _items(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        with ctx.at(self.name):
+            async with aclosing(self.target.stream(args, kwargs, ctx)) as items:
+                async for item in items:
+                    yield item
+
+    async def _arguments(self, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
+        if type(value) is Arguments:
+            return value.args, value.kwargs
+        return await _ARGUMENTS[self.signature.takes](self, value, ctx)
+
+    @property
+    def first(self) -> "Stage":
+        """The stage itself."""
+        return self
+
+    @property
+    def entries(self) -> tuple["Stage", ...]:
+        """The stage itself."""
+        return (self,)
+
+    @property
+    def exits(self) -> tuple["Stage", ...]:
+        """The stage itself."""
+        return (self,)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the target is a generator."""
+        return self.signature.streams
+
+    @cached_property
+    def takes_stream(self) -> bool:
+        """Whether the first parameter asks for a stream, or for an iterator."""
+        return self.signature.takes == "stream" or takes_iterator(self.signature)
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the first parameter asks for a reference."""
+        return self.signature.takes == "reference"
+
+
+async def _by_value(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
+    if isinstance(value, Ref):
+        # Ray fetches an ObjectRef where it is needed; what this process holds is awaited here.
+        value = value.item if stage.target.remote else await value
+        value = await value if isinstance(value, Ref) else value
+    elif isinstance(value, Stream) and stage.target.remote:
+        value = await value.sendable()
+    return (value,), {}
+
+
+async def _by_request(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
+    value = await value if isinstance(value, Ref) else value
+    return (Request.of(value, ctx.http_scope),), {}
+
+
+async def _by_reference(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
+    ref = value if isinstance(value, Ref) else Ref.to(value)
+    if stage.target.remote or stage.signature.streams:
+        ref = await ref.sendable()  # a stream may be iterated elsewhere
+    return ([ref.item] if stage.signature.wraps_ref else ref,), {}
+
+
+async def _by_stream(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
+    value = await value if isinstance(value, Ref) else value
+    if not isinstance(value, Stream):
+        raise TypeError(
+            f"stage {stage.name!r} takes a stream, but got {type(value).__name__}: "
+            "put a stage that yields its items before it"
+        )
+    return (await value.sendable() if stage.target.remote else value,), {}
+
+
+_ARGUMENTS: dict[PassBy, Callable[[Stage, Any, Context], Awaitable[tuple[Args, Kwargs]]]] = {
+    "value": _by_value,
+    "request": _by_request,
+    "reference": _by_reference,
+    "stream": _by_stream,
+}
+
+
+@dataclass(frozen=True)
+class Sequence(Node):
+    """Stages one after the other: ``Sequence((f, g)).run(x)`` is ``g(f(x))``."""
+
+    steps: tuple[Node, ...]
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the steps in order, each on the result of the one before."""
+        for step, takes_stream, before_reference in self._plan:
+            if not takes_stream and isinstance(value, Stream):
+                value = value.map(partial(step.run, ctx=ctx), portable=step.portable)
+            elif before_reference:
+                value = await step.refer(value, ctx)
+            else:
+                value = await step.run(value, ctx)
+        return value
+
+    @cached_property
+    def _plan(self) -> tuple[tuple[Node, bool, bool], ...]:
+        following = (*self.steps[1:], None)
+        return tuple(
+            (step, step.takes_stream, after is not None and _travels_by_reference(step, after))
+            for step, after in zip(self.steps, following, strict=True)
+        )
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The steps."""
+        return self.steps
+
+    def with_children(self, children: tuple[Node, ...]) -> "Sequence":
+        """Return a sequence of other steps."""
+        return dataclasses.replace(self, steps=children)
+
+    @property
+    def first(self) -> Stage | None:
+        """The first stage of the first step."""
+        return self.steps[0].first
+
+    @property
+    def entries(self) -> tuple[Stage, ...]:
+        """The first step's."""
+        return self.steps[0].entries
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The last step's."""
+        return self.steps[-1].exits
+
+    @property
+    def streams(self) -> bool:
+        """Whether items may reach the end: a stage that takes a stream whole may end it."""
+        return self._ends_in_stream(step.streams for step in self.steps)
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether items reach the end whatever the input."""
+        return self._ends_in_stream(step.only_streams for step in self.steps)
+
+    def _ends_in_stream(self, streams: Iterable[bool]) -> bool:
+        streaming = False
+        for step, begins in zip(self.steps, streams, strict=True):
+            streaming = begins or (streaming and not step.takes_stream)
+        return streaming
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the first step does."""
+        return self.steps[0].takes_stream
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the first step does."""
+        return self.steps[0].takes_reference
+
+
+def _travels_by_reference(before: Node, after: Node) -> bool:
+    """Whether the value between two steps travels as a reference."""
+    if after.takes_reference:
+        return True
+    if not (isinstance(before, Stage) and isinstance(after, Stage)) or before.streams:
+        return False
+    tasks = before.target.takes_object_refs or after.target.takes_object_refs
+    return tasks and before.target.remote and after.target.remote
+
+
+@dataclass(frozen=True)
+class _Wrapping(Node):
+    """A node around one other, with the same input and result. It may have a name of its own."""
+
+    body: Node
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the body; its time and its failures have this node's name, too."""
+        if self.only_streams:
+            return self.later(self._items, value, ctx)
+        with self._at(ctx):
+            return await self._run(value, ctx)
+
+    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+        with self._at(ctx):
+            async with aclosing(await self._run(value, ctx)) as items:
+                async for item in items:
+                    yield item
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        raise NotImplementedError
+
+    def _at(self, ctx: Context) -> AbstractContextManager[None]:
+        return ctx.at(self.name) if self.name else nullcontext()
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The body."""
+        return (self.body,)
+
+    def with_children(self, children: tuple[Node, ...]) -> "_Wrapping":
+        """Return the same around another body."""
+        return dataclasses.replace(self, body=children[0])
+
+    @property
+    def first(self) -> Stage | None:
+        """The body's first stage."""
+        return self.body.first
+
+    @property
+    def entries(self) -> tuple[Stage, ...]:
+        """The body's."""
+        return self.body.entries
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The body's."""
+        return self.body.exits
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the body does."""
+        return self.body.takes_stream
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the body does."""
+        return self.body.takes_reference
+
+
+@dataclass(frozen=True)
+class Named(_Wrapping):
+    """A sub-pipeline with a name of its own."""
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        return await self.body.run(value, ctx)
+
+
+@dataclass(frozen=True)
+class Limited(_Wrapping):
+    """A node under a deadline and a retry policy; without a label it goes by its body's name."""
+
+    limits: Limits
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        async def attempt() -> Any:
+            result = await self.body.run(value, ctx)
+            # A stream may be tried again until its first item.
+            return await result.peek() if isinstance(result, Stream) else result
+
+        def repeatable() -> bool:
+            return not (isinstance(value, Stream) and value.started)
+
+        return await self.limits.run(self.name or self.body.name, attempt, repeatable)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """Give a node and all that is inside it, in reading order."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def stages(node: Node) -> Iterator[Stage]:
+    """Give the stages of a graph, in reading order."""
+    return (n for n in walk(node) if isinstance(n, Stage))
+
+
+def transform(node: N, change: Callable[[Node], Node]) -> N:
+    """Return the graph with ``change`` applied to every node, outermost first."""
+    changed = cast("N", change(node))
+    if not changed.children:
+        return changed
+    return changed.with_children(tuple(transform(child, change) for child in changed.children))
+
+
+def named(root: N) -> N:
+    """Return the graph with every node's label made unique: ``Model``, ``Model_2``."""
+    taken: set[str] = set()
+
+    def rename(node: Node) -> Node:
+        if not node.label:
+            return node
+        name, number = node.label, 1
+        while name in taken:
+            number += 1
+            name = f"{node.label}_{number}"
+        taken.add(name)
+        return dataclasses.replace(node, name=name)
+
+    return transform(root, rename)

@@ -1,0 +1,281 @@
+"""What a stage runs, behind one calling convention: that is all the engines differ in."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
+from ray.serve import Application
+from typing_extensions import override
+
+from raycompose import _serve
+from raycompose.flow.concurrency import run_ahead
+from raycompose.flow.failures import users_error
+from raycompose.flow.references import Ref
+from raycompose.graph.calling import Args, Kwargs, call_function, iterate_function
+from raycompose.graph.context import Context
+from raycompose.graph.hosting import Host, HostedDeployment
+from raycompose.graph.signatures import is_async
+
+_END = object()
+
+
+class Target:
+    """Something that a stage calls. Targets are immutable and picklable."""
+
+    remote: ClassVar[bool] = False
+    """Whether the call leaves this process, so that its arguments must be picklable."""
+    portable: ClassVar[bool] = True
+    """Whether a stream that calls it may be iterated in another replica."""
+    takes_object_refs: ClassVar[bool] = False
+    """Whether values reach it, and leave it, as ``ObjectRef``s that the caller never fetches."""
+
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        """Call it and wait for its result. Cancelling the wait cancels the call."""
+        raise NotImplementedError
+
+    def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        """Call it and give its items as they come. Closing the generator cancels the call."""
+        raise NotImplementedError
+
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        """Call it and give an ``ObjectRef`` or a future of its result at once; ``None``: cannot."""
+        return None
+
+
+@dataclass(frozen=True)
+class Deployed(Target):
+    """A method of a Serve deployment in its own replicas.
+
+    Args:
+        app: The bound deployment. In a replica Ray has put its ``DeploymentHandle`` in its place.
+        method: The method's name.
+    """
+
+    remote: ClassVar[bool] = True
+    app: Application
+    method: str
+
+    @cached_property
+    def _handle(self) -> Any:
+        handle: Any = self.app
+        if _serve.in_replica():
+            # A stream brings its handle along with every request, and each would get a router.
+            handle = _handles.setdefault((handle.app_name, handle.deployment_name), handle)
+        return handle.options(method_name=self.method)
+
+    @cached_property
+    def _streaming(self) -> Any:
+        return self._handle.options(stream=True)
+
+    @cached_property
+    def _by_reference(self) -> Any:
+        # gRPC has no ObjectRefs: pickled into a message, Ray would pin what they refer to for ever.
+        return _serve.by_reference(self._handle)
+
+    @override
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        handle = self._by_reference if _carries_reference(args) else self._handle
+        return await result_of(_multiplexed(handle, ctx).remote(*args, **kwargs))
+
+    @override
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        response = _multiplexed(self._by_reference, ctx).remote(*args, **kwargs)
+        ctx.on_failure(response.cancel)
+        ref = await _serve.object_ref(response)
+        return ctx.start(result_of(response)) if ref is None else ref
+
+    @override
+    async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        items = items_of(_multiplexed(self._streaming, ctx).remote(*args, **kwargs))
+        async with aclosing(items):
+            async for item in items:
+                yield item
+
+
+_handles: dict[tuple[str, str], Any] = {}
+"""This replica's handle of each deployment that it calls, by application and name."""
+
+
+async def result_of(response: Any) -> Any:
+    """Await a ``DeploymentResponse``: cancelled with the wait, and with the user's own errors."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()  # cancelling an await does not cancel the remote call
+        raise
+    except RayError as error:
+        raise users_error(error) from error
+
+
+async def items_of(response: Any) -> AsyncGenerator[Any, None]:
+    """Iterate a ``DeploymentResponseGenerator``; closing cancels the call."""
+    try:
+        async for item in response:
+            yield item
+    except RayError as error:
+        raise users_error(error) from error
+    finally:
+        response.cancel()
+
+
+def _carries_reference(args: Args) -> bool:
+    first = args[0] if args else None
+    if isinstance(first, list) and len(first) == 1:
+        first = first[0]
+    return isinstance(first, ObjectRef | Ref)
+
+
+def _multiplexed(handle: Any, ctx: Context) -> Any:
+    """The handle, with the request's model id, which Ray Serve does not pass on by itself."""
+    model_id = ctx.multiplexed_model_id
+    return handle.options(multiplexed_model_id=model_id) if model_id else handle
+
+
+@dataclass(frozen=True)
+class Inline(Target):
+    """A Python callable, run where the pipeline runs. A ``def`` runs in a thread, as in Ray Serve.
+
+    Args:
+        function: Any callable that pickles by value or by name.
+    """
+
+    function: Callable[..., Any]
+
+    @cached_property
+    def _on_loop(self) -> bool:
+        return is_async(self.function)
+
+    @override
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        return await call_function(self.function, args, kwargs, on_loop=self._on_loop)
+
+    @override
+    def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        return iterate_function(self.function, args, kwargs, on_loop=self._on_loop)
+
+
+@dataclass(frozen=True)
+class Hosted(Target):
+    """A method of a deployment that is to run in this process: fused, or on the local engine.
+
+    An engine calls it once it is opened, as ``Running``.
+
+    Args:
+        hosted: The deployment; stages of one deployment share it.
+        method: The method's name.
+    """
+
+    portable: ClassVar[bool] = False
+    hosted: HostedDeployment
+    method: str
+
+
+@dataclass(frozen=True)
+class Running(Target):
+    """A method of a deployment that runs in this process.
+
+    Args:
+        host: The deployment's user code.
+        method: The method's name.
+        runs_ahead: Whether a stream goes on producing without limit. Another stage of the same
+            deployment may need the place that the stream holds to take its items.
+    """
+
+    portable: ClassVar[bool] = False
+    host: Host
+    method: str
+    runs_ahead: bool
+
+    @override
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        async with self.host.slot():
+            return await self._called(args, kwargs)
+
+    @override
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        # The place is taken here, in line, not by a task that runs after whoever waits for it.
+        await self.host.acquire()
+        started = ctx.start(self._called(args, kwargs))
+        loop = asyncio.get_running_loop()
+        started.add_done_callback(lambda _: loop.call_soon_threadsafe(self.host.release))
+        return started
+
+    async def _called(self, args: Args, kwargs: Kwargs) -> Any:
+        function = self.host.method(self.method)
+        with _serve.CallGroup().calling():
+            return await call_function(function, args, kwargs, on_loop=is_async(function))
+
+    @override
+    async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        items = self._items(args, kwargs)
+        if self.runs_ahead:  # as Ray Serve does between replicas
+            items = run_ahead(items)
+        async with aclosing(items):
+            async for item in items:
+                yield item
+
+    async def _items(self, args: Args, kwargs: Kwargs) -> AsyncGenerator[Any, None]:
+        async with self.host.slot():
+            function = self.host.method(self.method)
+            items = iterate_function(function, args, kwargs, on_loop=is_async(function))
+            calls = _serve.CallGroup()
+            try:
+                async with aclosing(items):
+                    while True:
+                        with calls.calling():
+                            item = await anext(items, _END)
+                        if item is _END:
+                            return
+                        yield item
+            except GeneratorExit:
+                calls.cancel()
+                raise
+
+
+@dataclass(frozen=True)
+class Task(Target):
+    """A ``@ray.remote`` function, or a method of a Ray actor handle.
+
+    Args:
+        function: What has the ``.remote`` to call.
+    """
+
+    remote: ClassVar[bool] = True
+    takes_object_refs: ClassVar[bool] = True
+    function: Any
+
+    @override
+    async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        ref = self.function.remote(*args, **kwargs)
+        if isinstance(ref, list):  # num_returns=N: several results, so no one reference
+            return None
+        ctx.on_failure(partial(ray.cancel, ref))
+        return ref
+
+    @override
+    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        ref = self.function.remote(*args, **kwargs)
+        try:
+            return await (asyncio.gather(*ref) if isinstance(ref, list) else ref)
+        except asyncio.CancelledError:
+            ray.cancel(ref)
+            raise
+        except RayError as error:
+            raise users_error(error) from error
+
+    @override
+    async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
+        refs = self.function.remote(*args, **kwargs)
+        try:
+            async for ref in refs:
+                yield await ref
+        except RayError as error:
+            raise users_error(error) from error
+        finally:
+            ray.cancel(refs)

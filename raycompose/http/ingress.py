@@ -1,0 +1,189 @@
+"""The deployment that fronts a pipeline: it runs the graph, for handles and for HTTP."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+
+from raycompose import _serve
+from raycompose.errors import RayComposeError, sendable
+from raycompose.flow.arguments import pack
+from raycompose.flow.request import Request
+from raycompose.flow.streams import Stream
+from raycompose.graph.context import Context
+from raycompose.graph.limits import is_count
+from raycompose.graph.nodes import Node
+from raycompose.graph.opening import OpenGraph, open_graph
+from raycompose.http.decoding import Decoder
+from raycompose.http.responses import error_response, respond
+
+In = TypeVar("In", contravariant=True)
+Out = TypeVar("Out", covariant=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``.options(...)`` sets of the edge rather than of the deployment.
+
+    Args:
+        pipeline: The front deployment's name.
+        debug: Show an internal error's message and traceback to HTTP clients.
+        max_body_bytes: The longest request body that is accepted.
+    """
+
+    pipeline: str = "Pipeline"
+    debug: bool = False
+    max_body_bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.debug, bool):
+            raise ValueError(f"debug={self.debug!r} must be True or False")
+        if not is_count(self.max_body_bytes):
+            raise ValueError(
+                f"max_body_bytes={self.max_body_bytes!r} must be a whole number, 1 or more"
+            )
+
+
+class Ingress:
+    """Runs a graph. Ray Serve calls it in a replica, ``rc.local`` in this process.
+
+    Args:
+        root: The graph. In a replica Ray has put handles in the place of its applications.
+        settings: The edge's settings.
+    """
+
+    async def __init__(self, root: Node, settings: Settings) -> None:  # type: ignore[misc]
+        self._settings = settings
+        first = root.first
+        self._decode = Decoder(first.signature if first else None, settings.max_body_bytes)
+        self._in_replica = _serve.in_replica()
+        self._graph = open_graph(root)
+        await self._graph.start()
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer one call, by handle or over HTTP; a streaming result is an async generator."""
+        if len(args) == 1 and type(args[0]) is StarletteRequest and not kwargs:
+            return await self.http(args[0])
+        try:
+            result = await run(self._graph.root, pack(args, kwargs), self._context())
+        except Exception as error:
+            raise (sendable(error) if self._in_replica else error) from error.__cause__
+        return _generator(result) if isinstance(result, Stream) else result
+
+    async def http(self, request: StarletteRequest) -> Response:
+        """Answer an HTTP request, whatever happens."""
+        ctx = self._context()
+        try:
+            value = await self._decode(request)
+            ctx.http_scope = Request(request.scope, b"").scope
+            result = await run(self._graph.root, value, ctx)
+            return await respond(result, request, ctx, debug=self._settings.debug)
+        except Exception as error:
+            return error_response(error, ctx, debug=self._settings.debug)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Give each fused stage its part of the front deployment's ``user_config``.
+
+        Args:
+            user_config: ``{stage name: that stage's user_config}``.
+        """
+        hosts = self._graph.hosts
+        for name, config in (user_config or {}).items():
+            if name not in hosts:
+                raise RayComposeError(
+                    f"user_config names the stage {name!r}, which is not fused into this replica; "
+                    f"fused are {', '.join(map(repr, hosts)) or 'none'}"
+                )
+            await hosts[name].reconfigure(config)
+
+    async def check_health(self) -> None:
+        """Ask each fused stage; the replica is as healthy as they are."""
+        for host in self._graph.hosts.values():
+            await host.check_health()
+
+    def _context(self) -> Context:
+        return _context(self._settings.pipeline)
+
+
+class Embedded(Generic[In, Out]):
+    """A pipeline as a callable inside your own deployment, made by ``app.embed()``.
+
+    ``await embedded(x)`` gives the result; ``async for item in embedded.stream(x)`` the items of
+    a pipeline that streams. Fused stages are constructed at the first call, or by
+    ``await embedded.start()``.
+
+    Args:
+        root: The graph.
+    """
+
+    def __init__(self, root: Node) -> None:
+        self._root = root
+        self._graphs: weakref.WeakKeyDictionary[Any, OpenGraph] = weakref.WeakKeyDictionary()
+
+    async def start(self) -> None:
+        """Construct the fused stages now rather than at the first call."""
+        await self._graph.start()
+
+    @property
+    def _graph(self) -> OpenGraph:
+        """What runs: on each event loop that calls, its own."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._graphs:
+            self._graphs[loop] = open_graph(self._root)
+        return self._graphs[loop]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Embedded, (self._root,)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the pipeline and return its result.
+
+        Raises:
+            TypeError: The pipeline streams: iterate ``stream(...)`` instead.
+        """
+        result = await run(self._graph.root, pack(args, kwargs), _context("embedded"))
+        if isinstance(result, Stream):
+            raise TypeError("this pipeline streams: use 'async for item in pipeline.stream(...)'")
+        return result
+
+    async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Run the pipeline and give its items as they come."""
+        result = await run(self._graph.root, pack(args, kwargs), _context("embedded"))
+        async with aclosing(stream_of(result)) as items:
+            async for item in items:
+                yield item
+
+
+async def run(root: Node, value: Any, ctx: Context) -> Any:
+    """Run a graph for one request; what was started beside it is cancelled if it fails."""
+    try:
+        return await root.run(value, ctx)
+    except BaseException:
+        ctx.abandon()
+        raise
+
+
+def stream_of(result: Any) -> Any:
+    """Return a result that must be a stream as an async generator."""
+    if not isinstance(result, Stream):
+        raise TypeError(
+            f"this pipeline does not stream, it gave {type(result).__name__}: call it instead"
+        )
+    return _generator(result)
+
+
+async def _generator(stream: Stream[Any]) -> Any:
+    """What Ray Serve takes for a streaming result: an async generator."""
+    async with aclosing(stream):
+        async for item in stream:
+            yield item
+
+
+def _context(pipeline: str) -> Context:
+    serve = _serve.request_context()
+    return Context(pipeline, serve.request_id, serve.multiplexed_model_id)
