@@ -239,6 +239,11 @@ async def object_ref_gen(response: Any) -> Any:
     return await _converted(response, response._to_object_ref_gen)
 
 
+async def ready(ref: Any) -> None:
+    """Wait until the result of an ``ObjectRef`` exists, without fetching it."""
+    await ref._ready()
+
+
 async def _converted(response: Any, convert: Callable[[], Any]) -> Any:
     if not response.by_reference:
         return None
@@ -376,6 +381,7 @@ __all__ = [
     "object_ref",
     "object_ref_gen",
     "placement_group",
+    "ready",
     "request_context",
     "running",
     "setting",

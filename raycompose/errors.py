@@ -130,7 +130,7 @@ class HTTPError(RayComposeError, HTTPException):
         return f"HTTP {self.status}: {self.detail}" if self.detail else f"HTTP {self.status}"
 
 
-def sendable(error: Exception) -> Exception:
+def sendable(error: BaseException) -> BaseException:
     """Return the error, or what stands for it where it would not survive being sent."""
     try:
         cloudpickle.loads(cloudpickle.dumps(error))

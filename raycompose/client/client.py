@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -17,9 +18,10 @@ from raycompose import _serve
 from raycompose.client import cluster
 from raycompose.errors import RayComposeError, failed_stage
 from raycompose.flow import concurrency
-from raycompose.flow.concurrency import next_of
+from raycompose.flow.concurrency import DeadlinePassed, Pulls, before
 from raycompose.graph.targets import items_of, result_of
 
+T = TypeVar("T")
 NO_STREAM = "this pipeline does not stream: use client.call(...)"
 
 
@@ -64,23 +66,23 @@ class Client(ABC):
             TimeoutError: There was no result in time.
             Exception: What a stage raised, as the user's own type; ``rc.failed_stage`` names it.
         """
-        return concurrency.wait(_within(timeout_s, self._call(args, kwargs)))
+        return concurrency.wait(_within(timeout_s, partial(self._call, args, kwargs)))
 
     async def acall(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """Call the pipeline and await its result; see ``call``."""
-        future = concurrency.submit(_within(timeout_s, self._call(args, kwargs)))
-        return await asyncio.wrap_future(future)
+        future = concurrency.submit(_within(timeout_s, partial(self._call, args, kwargs)))
+        return await concurrency.result_of(future)
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Call a pipeline that streams and give its items as they come.
 
         Leaving the loop early cancels the call.
         """
-        items = self._stream(args, kwargs)
+        items = Pulls(self._stream(args, kwargs))
         try:
             while True:
                 try:
-                    item = concurrency.wait(next_of(items))
+                    item = concurrency.wait(items.next())
                 except StopAsyncIteration:
                     return
                 yield item
@@ -89,16 +91,16 @@ class Client(ABC):
 
     async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Call a pipeline that streams and give its items as they come; see ``stream``."""
-        items = self._stream(args, kwargs)
+        items = Pulls(self._stream(args, kwargs))
         try:
             while True:
                 try:
-                    item = await asyncio.wrap_future(concurrency.submit(next_of(items)))
+                    item = await concurrency.result_of(concurrency.submit(items.next()))
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
-            await asyncio.wrap_future(concurrency.submit(items.aclose()))
+            await concurrency.result_of(concurrency.submit(items.aclose()))
 
     def __enter__(self) -> "Client":
         return self
@@ -204,10 +206,12 @@ def connect(name: str = "default") -> Client:
     return _Remote(serve.get_app_handle(name), name, lambda: None)
 
 
-async def _within(timeout_s: float | None, coroutine: Any) -> Any:
+async def _within(timeout_s: float | None, call: Callable[[], Awaitable[T]]) -> T:
+    if timeout_s is None:
+        return await call()
     try:
-        return await asyncio.wait_for(coroutine, timeout_s)
-    except asyncio.TimeoutError as error:
-        if timeout_s is None or type(error) is not asyncio.TimeoutError:
-            raise
-        raise TimeoutError(f"the pipeline gave no result within timeout_s={timeout_s:g}") from None
+        return await before(asyncio.get_running_loop().time() + timeout_s, call)
+    except DeadlinePassed:
+        raise TimeoutError(
+            f"the pipeline returned no result within timeout_s={timeout_s:g}"
+        ) from None

@@ -1,15 +1,16 @@
 """The functions that make branching pipelines. Each equals a few lines of plain Python."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from raycompose.compose.checks import check_count, refuse_streams
 from raycompose.compose.pipeline import Pipeline
-from raycompose.compose.stages import make_branches, make_parallel
+from raycompose.compose.stages import make_branches, make_decider, make_parallel
 from raycompose.errors import CompositionError
 from raycompose.flow.streams import Stream
-from raycompose.graph.branches import Each, Fallback, Passthrough, Shadow, Split, Switch, Truth
+from raycompose.graph.branches import Each, Passthrough, Shadow
+from raycompose.graph.choices import Fallback, Split, Switch
 from raycompose.graph.limits import is_number
 from raycompose.graph.nodes import Stage
 from raycompose.graph.signatures import describe
@@ -40,65 +41,55 @@ def parallel(*targets: Any, **named: Any) -> Pipeline[Any, Any]:
     return Pipeline(node if named else replace(node, keys=None))
 
 
-def switch(
-    on: Callable[[Any], Any] | str, cases: Mapping[Any, Any], default: Any = None
-) -> Pipeline[Any, Any]:
+def switch(on: Any, cases: Mapping[Any, Any], default: Any = None) -> Pipeline[Any, Any]:
     """Return the pipeline that runs the one target whose key the value has.
 
     ``rc.switch(on, cases)`` called with ``x`` gives ``cases[on(x)](x)``.
 
     Args:
-        on: A function of the value, run inline, so it must be quick; or a string: a key of the
-            value if that is a mapping, else the name of an attribute.
+        on: A function or an ``async def`` of the value, run on the event loop, so it must be
+            quick; a string: a key of the value if that is a mapping, else an attribute; or any
+            other target, a deployment say, whose result for the value is the key. The chosen
+            target gets the value itself.
         cases: What ``rc.stage`` takes, by key.
         default: What runs when no key matches; without it that is a ``NoMatchError`` (HTTP 422).
 
     Raises:
-        CompositionError: There are no cases, or ``on`` is neither callable nor a string.
+        CompositionError: There are no cases, or ``on`` cannot decide.
     """
     if not isinstance(cases, Mapping) or not cases:
         raise CompositionError(
             f"rc.switch(): cases is a dict of at least one key and target, got {cases!r}"
         )
-    if not callable(on) and not isinstance(on, str):
-        raise CompositionError(
-            f"rc.switch(): on is a function of the value, or the name of a key or an attribute; "
-            f"got {on!r}"
-        )
+    by = on if isinstance(on, str) else make_decider("rc.switch(): on", on)
     targets = (*cases.values(), default) if default is not None else tuple(cases.values())
-    return Pipeline(Switch("switch", make_branches("switch", targets), on, tuple(cases)))
+    return Pipeline(Switch("switch", make_branches("switch", targets), by, tuple(cases)))
 
 
-def when(
-    predicate: Callable[[Any], Any], then: Any, otherwise: Any = passthrough
-) -> Pipeline[Any, Any]:
+def when(predicate: Any, then: Any, otherwise: Any = passthrough) -> Pipeline[Any, Any]:
     """Return the pipeline that is ``then(x) if predicate(x) else otherwise(x)``.
 
     Args:
-        predicate: A function of the value, run inline, so it must be quick.
+        predicate: A function or an ``async def`` of the value, run on the event loop, so it must
+            be quick; or any other target, a deployment say, whose result for the value decides.
         then: What ``rc.stage`` takes.
         otherwise: The same; by default the value itself. Nest another ``rc.when`` for elif.
 
     Raises:
-        CompositionError: The predicate is not callable, or a target is not a stage.
+        CompositionError: The predicate cannot decide, or a target is not a stage.
     """
-    if not callable(predicate):
-        raise CompositionError(
-            f"rc.when(): predicate is a function of the value, got {predicate!r}"
-        )
+    by = make_decider("rc.when(): predicate", predicate)
     branches = make_branches("when", (then, otherwise))
-    return Pipeline(Switch("when", branches, Truth(predicate), (True, False)))
+    return Pipeline(Switch("when", branches, by, (True, False), by_truth=True))
 
 
-def split(
-    *shares: tuple[Any, float], key: Callable[[Any], Any] | None = None
-) -> Pipeline[Any, Any]:
+def split(*shares: tuple[Any, float], key: Any = None) -> Pipeline[Any, Any]:
     """Return the pipeline that runs one target, chosen by weight: A/B tests and canaries.
 
     Args:
         shares: ``(target, percent)`` pairs; percents are above 0 and sum to 100.
-        key: A function of the value. The same key always goes the same way, in every process,
-            until the weights change; by default every call is drawn anew.
+        key: A function of the value, or any other target. The same key always goes the same way,
+            in every process, until the weights change; by default every call is drawn anew.
 
     Raises:
         CompositionError: The weights do not sum to 100, or one is not a number above 0.
@@ -107,8 +98,7 @@ def split(
         raise CompositionError(
             f"rc.split() takes (target, percent) pairs: rc.split((a, 90), (b, 10)); got {shares!r}"
         )
-    if key is not None and not callable(key):
-        raise CompositionError(f"rc.split(): key is a function of the value, got {key!r}")
+    by = None if key is None else make_decider("rc.split(): key", key)
     weights = tuple(weight for _, weight in shares)
     for weight in weights:
         if not is_number(weight) or not weight > 0:
@@ -117,7 +107,7 @@ def split(
     if abs(total - 100) > 1e-6:
         raise CompositionError(f"rc.split(): the weights sum to {total:g}, and must sum to 100")
     branches = make_branches("split", tuple(target for target, _ in shares))
-    return Pipeline(Split("split", branches, weights, key))
+    return Pipeline(Split("split", branches, by, weights))
 
 
 def shadow(target: Any, percent: float = 100, max_in_flight: int = 16) -> Pipeline[Any, Any]:
@@ -182,7 +172,7 @@ def fallback(
     types = on if isinstance(on, tuple) else (on,)
     if not types or not all(isinstance(t, type) and issubclass(t, Exception) for t in types):
         raise CompositionError(f"rc.fallback(): on is an exception type or several, got {on!r}")
-    return Pipeline(Fallback("fallback", make_branches("fallback", targets), types))
+    return Pipeline(Fallback("fallback", make_branches("fallback", targets), on=types))
 
 
 async def _collect(items: Stream[Any]) -> list[Any]:

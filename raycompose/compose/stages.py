@@ -4,16 +4,18 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import ray
 from ray.serve import Application, Deployment
+from ray.serve.handle import DeploymentHandle
 from typing_extensions import Unpack
 
 from raycompose import _serve
 from raycompose.compose.checks import check_name, check_takes_one, refuse_streams
 from raycompose.errors import CompositionError
 from raycompose.graph.branches import Parallel
+from raycompose.graph.choices import Decider
 from raycompose.graph.limits import Limits, Retry, is_number
 from raycompose.graph.nodes import Limited, Named, Node, Stage
 from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe
@@ -117,6 +119,33 @@ def make_branches(call: str, targets: tuple[Any, ...]) -> tuple[Node, ...]:
     return tuple(branches)
 
 
+def make_decider(subject: str, by: Any) -> Decider:
+    """Return what decides on a branch: a function as it is, the graph of any other target.
+
+    Args:
+        subject: What the decider is, for messages.
+        by: A function or an ``async def`` of the value, or what else ``rc.stage`` takes.
+
+    Raises:
+        CompositionError: It cannot be called with one value, or streams.
+    """
+    if _is_function(by) or inspect.isclass(by):
+        signature = describe(by)
+        check_takes_one(Stage(_function_name(by), Inline(by), signature))
+        if signature.streams:
+            raise CompositionError(f"{subject} must return one value, but {by!r} is a generator")
+        return cast("Decider", by)
+    try:
+        (node,) = make_branches("stage", (by,))
+    except CompositionError as error:
+        raise CompositionError(
+            f"{subject} must be a function of the value, or a target that decides: {error}"
+        ) from error
+    if node.streams:
+        raise CompositionError(f"{subject} must return one value, but {by!r} streams")
+    return node
+
+
 def _limited(node: Node, called: str, name: str | None, options: StageOptions) -> Node:
     """The node within its limits, if it has any, and with a name of its own."""
     timeout_s, retry = options.get("timeout_s"), options.get("retry")
@@ -181,7 +210,7 @@ def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] |
             f"got the actor class {_serve.actor_class_name(target)}: start an actor with "
             ".remote(), and give one of its methods: actor.method"
         )
-    if callable(target) and not inspect.isclass(target):
+    if _is_function(target):
         return Inline(target), lambda: describe(target), _function_name(target)
     raise CompositionError(
         f"not a stage: got {_described(target)}. Accepted: {ACCEPTED}.{_hint(target)}"
@@ -215,6 +244,18 @@ def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signa
         )
     static = isinstance(inspect.getattr_static(definition, method), staticmethod | classmethod)
     return target, lambda: describe(function, skip_self=not static), name
+
+
+def _is_function(target: Any) -> bool:
+    """Whether it is a callable that runs where the pipeline runs."""
+    ours = Application | Deployment | DeploymentHandle | ray.actor.ActorClass
+    return (
+        callable(target)
+        and not inspect.isclass(target)
+        and not isinstance(target, ours)
+        and _serve.task_function(target) is None
+        and _serve.method_of_actor(target) is None
+    )
 
 
 def _function_name(function: Any) -> str:

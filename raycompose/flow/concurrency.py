@@ -8,14 +8,20 @@ import asyncio
 import atexit
 import concurrent.futures
 import os
+import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from anyio import to_thread
 
 from raycompose.errors import RayComposeError
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout_at
+else:
+    from async_timeout import timeout_at
 
 T = TypeVar("T")
 _END = object()
@@ -72,9 +78,51 @@ def _forget_loop() -> None:
 os.register_at_fork(after_in_child=_forget_loop)
 
 
-def submit(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    """Start a coroutine on the background loop; cancelling the future cancels it."""
-    return asyncio.run_coroutine_threadsafe(coroutine, loop())
+def submit(
+    coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None = None
+) -> concurrent.futures.Future[T]:
+    """Start a coroutine on the background loop, or another; cancelling the future cancels it.
+
+    As ``asyncio.run_coroutine_threadsafe``, which puts a new one in the place of a
+    ``TimeoutError``: the name of the stage that raised it would be lost.
+    """
+    target = on or loop()
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def begin() -> None:
+        task = target.create_task(coroutine)
+        task.add_done_callback(end)
+
+        def cancel_task(done: "concurrent.futures.Future[T]") -> None:
+            if done.cancelled() and not target.is_closed():
+                target.call_soon_threadsafe(task.cancel)
+
+        future.add_done_callback(cancel_task)
+
+    def end(task: "asyncio.Task[T]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            future.set_result(task.result())
+        else:
+            future.set_exception(error)
+
+    target.call_soon_threadsafe(begin)
+    return future
+
+
+async def result_of(future: "concurrent.futures.Future[T]") -> T:
+    """Await a future that ``submit`` or ``start`` gave; cancelling this cancels it."""
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.TimeoutError:
+        # Again a new one, where the future has the one that was raised.
+        if future.done() and (error := future.exception()) is not None:
+            raise error from None
+        raise
 
 
 def wait(coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None = None) -> T:
@@ -92,7 +140,7 @@ def wait(coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None
             "a blocking call inside a coroutine of the pipeline would wait for the event loop that "
             "it holds up: await the asynchronous form (acall, astream), or make the stage a 'def'"
         )
-    future = asyncio.run_coroutine_threadsafe(coroutine, target)
+    future = submit(coroutine, target)
     try:
         return future.result()
     except BaseException:
@@ -125,12 +173,57 @@ def finish(coroutine: Coroutine[Any, Any, Any], on: asyncio.AbstractEventLoop | 
     whichever line that runs: on the loop's own thread, say, or with a lock held that the loop
     needs next. Waiting there might never end.
     """
-    asyncio.run_coroutine_threadsafe(coroutine, on or loop())
+    submit(coroutine, on)
 
 
 def start(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
     """Start a coroutine on the running loop, as a future that any loop and thread can wait for."""
-    return asyncio.run_coroutine_threadsafe(coroutine, asyncio.get_running_loop())
+    return submit(coroutine, asyncio.get_running_loop())
+
+
+class DeadlinePassed(Exception):
+    """What ``before`` raises; no error of what ran has this type."""
+
+
+async def before(deadline: float, action: Callable[[], Awaitable[T]]) -> T:
+    """Return what an action gives, which is cancelled once at the deadline.
+
+    Cancelled once, as ``asyncio.timeout`` does it: the action's own ``finally`` may still await.
+
+    Args:
+        deadline: On the running loop's clock, in seconds.
+        action: What to await.
+
+    Raises:
+        DeadlinePassed: It passed. What the action then made of being cancelled is not what failed.
+    """
+    timer = timeout_at(deadline)
+    try:
+        async with timer:
+            result = await action()
+    except Exception:
+        if _has_expired(timer):
+            raise DeadlinePassed from None
+        raise
+    if _has_expired(timer):
+        raise DeadlinePassed
+    return result
+
+
+def _has_expired(timer: Any) -> bool:
+    # A method in asyncio, a property in the package that stands for it on Python 3.10.
+    return timer.expired() if callable(timer.expired) else bool(timer.expired)
+
+
+_kept: set["asyncio.Task[Any]"] = set()
+
+
+def keep(coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+    """Start a task that nothing else need hold on to: the event loop alone would not."""
+    task = asyncio.ensure_future(coroutine)
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
+    return task
 
 
 async def gather(*coroutines: Any) -> list[Any]:
@@ -155,6 +248,28 @@ async def cancel(*tasks: "asyncio.Future[Any] | None") -> None:
 async def next_of(items: AsyncIterator[T]) -> T:
     """Return the next item, as a coroutine, which a task needs and ``anext`` does not give."""
     return await anext(items)
+
+
+class Pulls(Generic[T]):
+    """An async generator that other threads and event loops pull from, closed at any time.
+
+    Args:
+        items: The generator; its methods run on one loop alone.
+    """
+
+    def __init__(self, items: AsyncGenerator[T, None]) -> None:
+        self._items = items
+        self._pulling: asyncio.Task[Any] | None = None
+
+    async def next(self) -> T:
+        """Return the next item."""
+        self._pulling = asyncio.current_task()
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        """Close the generator, which may be waiting for its next item."""
+        await cancel(self._pulling)
+        await self._items.aclose()
 
 
 async def run_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

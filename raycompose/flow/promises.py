@@ -14,6 +14,11 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import TaskCancelledError
 
+from raycompose.errors import sendable
+
+_UNCLAIMED_S = 60.0
+"""How long an outcome is kept that nobody has asked for: its ``result`` call was cancelled."""
+
 
 class _Promises:
     """Holds back calls of ``result`` until ``settle`` has been called with the same key."""
@@ -28,15 +33,20 @@ class _Promises:
         try:
             return await self._outcome(key)
         finally:
-            del self._outcomes[key]
+            self._outcomes.pop(key, None)
 
     async def settle(self, key: str, value: Any, boxed: list[BaseException | None]) -> None:
         (error,) = boxed  # bare, Ray would take an error of its own for a failed argument
         outcome = self._outcome(key)
+        asyncio.get_running_loop().call_later(_UNCLAIMED_S, self._forget, key)
         if error is None:
             outcome.set_result(value)
         else:
             outcome.set_exception(error)
+
+    def _forget(self, key: str) -> None:
+        if (outcome := self._outcomes.pop(key, None)) is not None:
+            outcome.exception()  # looked at, or asyncio reports that nobody has
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,7 +65,13 @@ def promise(pending: "concurrent.futures.Future[Any]") -> "ObjectRef[Any]":
 
     def settle(done: "concurrent.futures.Future[Any]") -> None:
         error = TaskCancelledError() if done.cancelled() else done.exception()
-        actor.settle.remote(key, None if error else done.result(), [error])
+        if error is None:
+            try:
+                actor.settle.remote(key, done.result(), [None])
+                return
+            except Exception as unsendable:  # whatever pickling the value may raise
+                error = unsendable
+        actor.settle.remote(key, None, [sendable(error)])
 
     pending.add_done_callback(settle)
     return ref

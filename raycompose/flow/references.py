@@ -9,9 +9,11 @@ from typing import Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
+from ray.exceptions import GetTimeoutError
 
-from raycompose.errors import RayComposeError, mark
-from raycompose.flow.concurrency import refuse_on_loop
+from raycompose import _serve
+from raycompose.errors import RayComposeError, failed_stage, mark
+from raycompose.flow.concurrency import refuse_on_loop, result_of
 from raycompose.flow.failures import users_error
 from raycompose.flow.promises import promise
 
@@ -56,6 +58,13 @@ class Ref(Generic[T]):
             return Ref(ray.put(await self), self._stage)
         return Ref(promise(self._source), self._stage, self._upstream)
 
+    async def done(self) -> None:
+        """Wait until the stage behind the reference has ended, however it did."""
+        if isinstance(self._source, ObjectRef):
+            await _serve.ready(self._source)
+        else:
+            await asyncio.wait({asyncio.wrap_future(self._source)})
+
     async def failed(self) -> BaseException | None:
         """Return the error of the stage behind the reference, if it has failed already."""
         if isinstance(self._source, ObjectRef):
@@ -69,6 +78,13 @@ class Ref(Generic[T]):
         except Exception as error:
             return error
         return None
+
+    def is_source_of(self, error: BaseException) -> bool:
+        """Tell whether ``error`` names the stage behind the reference, or one that it was given."""
+        stage = failed_stage(error)
+        if stage is None:
+            return False
+        return stage == self._stage or bool(self._upstream and self._upstream.is_source_of(error))
 
     @property
     def item(self) -> Any:
@@ -97,7 +113,7 @@ class Ref(Generic[T]):
             if isinstance(source, ObjectRef):
                 value: T = await source
                 return value
-            return await asyncio.shield(asyncio.wrap_future(source))
+            return await asyncio.shield(result_of(source))
         except Exception as error:
             further = await self._upstream.failed() if self._upstream else None
             raise further or self._explained(error) from error.__cause__
@@ -121,14 +137,24 @@ class Ref(Generic[T]):
                 value: T = ray.get(source, timeout=timeout_s)
                 return value
             return source.result(timeout_s)
-        except concurrent.futures.TimeoutError as error:
-            raise TimeoutError(f"{self!r} was not there within timeout_s={timeout_s}") from error
+        except GetTimeoutError as error:
+            raise self._late(timeout_s) from error
         except Exception as error:
+            # The stage's own TimeoutError is no other type than that of the wait.
+            if isinstance(error, concurrent.futures.TimeoutError) and not self._is_done:
+                raise self._late(timeout_s) from error
             raise self._explained(error) from error.__cause__
+
+    @property
+    def _is_done(self) -> bool:
+        return isinstance(self._source, ObjectRef) or self._source.done()
+
+    def _late(self, timeout_s: float | None) -> TimeoutError:
+        return TimeoutError(f"{self!r} was not there within timeout_s={timeout_s}")
 
     def _explained(self, error: Exception) -> BaseException:
         cause = users_error(error)
-        if self._stage is not None and not isinstance(error, TimeoutError):
+        if self._stage is not None:
             mark(cause, self._stage)
         return cause
 

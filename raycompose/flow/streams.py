@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import aclosing
 from functools import partial
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
-from raycompose.flow.concurrency import cancel, next_of
+from raycompose.flow.concurrency import Pulls, cancel, next_of
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -44,6 +45,7 @@ class Stream(Generic[T]):
         self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._peeking: Stream[Any] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._pulls: Pulls[T] | None = None
         self._blocking_items: Iterator[T] | None = None
 
     def map(self, function: Callable[[T], Awaitable[U]], *, portable: bool = True) -> "Stream[U]":
@@ -90,6 +92,9 @@ class Stream(Generic[T]):
             await self.aclose()
 
     def __aiter__(self) -> AsyncIterator[T]:
+        return self._started_items()
+
+    def _started_items(self) -> AsyncGenerator[T, None]:
         if self._items is None:
             self._items = self._source()
             with contextlib.suppress(RuntimeError):  # no loop in this thread, and no task
@@ -118,13 +123,16 @@ class Stream(Generic[T]):
         return next(self._blocking_items)
 
     def _blocking(self) -> Iterator[T]:
-        items = aiter(self)
+        self._pulls = self._pulls or Pulls(self._started_items())
         try:
             while True:
                 try:
-                    yield concurrency.wait(next_of(items), self._loop)
+                    item = concurrency.wait(self._pulls.next(), self._loop)
                 except StopAsyncIteration:
+                    if self._closing is not None:  # stopped, which is not an end to go on from
+                        raise CancelledError from None
                     return
+                yield item
         finally:
             concurrency.finish(self.aclose(), self._loop)
 
@@ -135,7 +143,9 @@ class Stream(Generic[T]):
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        if self._items is not None:
+        if self._pulls is not None:
+            await self._pulls.aclose()
+        elif self._items is not None:
             await self._items.aclose()
         elif self._peeking is not None:
             await self._peeking.aclose()
@@ -146,7 +156,13 @@ class Stream(Generic[T]):
                 "a stream that has begun, or that fused stages produce, cannot be pickled: "
                 "iterate it here, or 'await stream.sendable()'"
             )
-        return {**self.__dict__, "_loop": None, "_blocking_items": None, "_closing": None}
+        return {
+            **self.__dict__,
+            "_loop": None,
+            "_blocking_items": None,
+            "_closing": None,
+            "_pulls": None,
+        }
 
 
 async def _given(items: list[T]) -> AsyncGenerator[T, None]:

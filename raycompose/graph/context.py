@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 from ray.serve.exceptions import RequestCancelledError
@@ -26,63 +27,124 @@ class Context:
         request_id: Ray Serve's id of the request.
         multiplexed_model_id: Passed on to every stage; Ray Serve itself drops it at each hop.
         http_scope: The ASGI scope of the HTTP request, reduced to what can be sent on.
+        engine: What tells apart two engines that run the same pipeline in one process.
         timings_s: Seconds spent in each stage, summed over its calls.
+        undo: What cancels what was started beside the scope.
     """
 
     pipeline: str = "Pipeline"
     request_id: str = ""
     multiplexed_model_id: str = ""
     http_scope: Mapping[str, Any] | None = None
+    engine: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
-    _undo: list[Callable[[], Any]] = field(default_factory=list)
+    undo: list[Callable[[], Any]] = field(default_factory=list)
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
-        """Run a coroutine beside the request; it is cancelled when the request fails."""
+        """Run a coroutine beside the request; it is cancelled when the scope fails."""
         future = concurrency.start(coroutine)
         self.on_failure(future.cancel)
         return future
 
     def on_failure(self, undo: Callable[[], Any]) -> None:
-        """Have ``undo`` called when the request fails, to cancel what nothing awaits."""
-        self._undo.append(undo)
+        """Have ``undo`` called when the scope fails, to cancel what nothing awaits."""
+        self.undo.append(undo)
+
+    @contextmanager
+    def scope(self) -> "Iterator[Context]":
+        """Cancel what was started beside what runs inside, if that fails; else let go of it.
+
+        An attempt, a branch or an item may fail without its request, and a stream has many items.
+        """
+        inner = dataclasses.replace(self, undo=[])
+        try:
+            yield inner
+        except BaseException:
+            inner.abandon()
+            raise
+
+    @contextmanager
+    def attempt(self) -> "Iterator[Context]":
+        """As ``scope``, for what the request goes on with: later failures cancel it, too."""
+        with self.scope() as inner:
+            yield inner
+        self.undo += inner.undo
 
     def abandon(self) -> None:
-        """Cancel all that was started beside the request."""
-        while self._undo:
-            self._undo.pop()()
+        """Cancel all that was started beside the scope."""
+        while self.undo:
+            self.undo.pop()()
 
     def detached(self) -> "Context":
         """Return a context of the same request for what runs apart from it."""
-        return dataclasses.replace(self, timings_s={}, _undo=[])
+        return dataclasses.replace(self, timings_s={}, undo=[])
 
-    @contextmanager
-    def at(self, stage: str) -> Iterator[None]:
+    def at(self, stage: str) -> "Call":
         """Time what runs inside, and name the stage in what it raises."""
-        started = time.perf_counter()
-        failed = False
-        try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except BaseException as raised:
-            if isinstance(raised, RequestCancelledError) and not _serve.in_replica():
-                # What Ray's local testing mode makes of the cancelling of an await. Its arguments
-                # tell anyio whose cancelling that was.
-                raise asyncio.CancelledError(*getattr(raised.__context__, "args", ())) from raised
-            failed = True
-            error = _reportable(raised)
-            mark(error, stage)
-            if error is raised:
-                raise
-            raise error from raised
-        finally:
-            took_s = time.perf_counter() - started
-            self.timings_s[stage] = self.timings_s.get(stage, 0.0) + took_s
-            metrics.stage_called(self.pipeline, stage, took_s, failed=failed)
+        return Call(self, stage)
+
+    def record(self, stage: str, took_s: float) -> None:
+        """Add a call of a stage to the timings and the metrics."""
+        self.timings_s[stage] = self.timings_s.get(stage, 0.0) + took_s
+        metrics.stage_called(self.pipeline, stage, took_s)
+
+    def count_failure(self, stage: str) -> None:
+        """Add a call of a stage that failed to the metrics."""
+        metrics.stage_failed(self.pipeline, stage)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        sent = (self.pipeline, self.request_id, self.multiplexed_model_id, self.http_scope)
-        return Context, sent
+        ids = (self.pipeline, self.request_id, self.multiplexed_model_id)
+        return Context, (*ids, self.http_scope, self.engine)
+
+
+class Call:
+    """A call of a stage, as a context manager.
+
+    Args:
+        ctx: The request's.
+        stage: The stage's name.
+    """
+
+    __slots__ = ("_ctx", "_stage", "_started", "blameless")
+
+    def __init__(self, ctx: Context, stage: str) -> None:
+        self._ctx = ctx
+        self._stage = stage
+        self.blameless = False
+        """Whether an error is another stage's, which counts it itself."""
+
+    def __enter__(self) -> "Call":
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ctx.record(self._stage, time.perf_counter() - self._started)
+        if raised is None or isinstance(raised, asyncio.CancelledError | GeneratorExit):
+            return
+        if not self.blameless and not _is_cancelling(raised):
+            self._ctx.count_failure(self._stage)
+        raise_named(raised, self._stage)
+
+
+def raise_named(raised: BaseException, stage: str) -> None:
+    """Raise what stands for what a stage raised, unless that may go on as it is, named."""
+    if _is_cancelling(raised):
+        # Its arguments tell anyio whose cancelling that was.
+        raise asyncio.CancelledError(*getattr(raised.__context__, "args", ())) from raised
+    error = _reportable(raised)
+    mark(error, stage)
+    if error is not raised:
+        raise error from raised
+
+
+def _is_cancelling(raised: BaseException | None) -> bool:
+    """Whether it is what Ray's local testing mode makes of the cancelling of an await."""
+    return isinstance(raised, RequestCancelledError) and not _serve.in_replica()
 
 
 def _reportable(raised: BaseException) -> Exception:

@@ -1,5 +1,6 @@
 """Limits on a stage: a deadline over all attempts, and what may be tried again."""
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -8,10 +9,10 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from ray.serve.exceptions import BackPressureError
 
 from raycompose.errors import TRANSIENT, StageTimeoutError, mark
+from raycompose.flow.concurrency import DeadlinePassed, before
 from raycompose.flow.streams import Stream
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Limits:
         self,
         stage: str,
         attempt: Callable[[], Awaitable[Any]],
-        repeatable: Callable[[], bool] = lambda: True,
+        repeatable: Callable[[Exception], bool] = lambda error: True,
     ) -> Any:
         """Run ``attempt``, again where the policy says so, until the deadline.
 
@@ -102,14 +103,14 @@ class Limits:
         Args:
             stage: The stage's name.
             attempt: Runs it once.
-            repeatable: Whether its input is still there for another attempt.
+            repeatable: Whether another attempt may have the input, after an error.
 
         Raises:
             StageTimeoutError: The deadline passed; the attempt under way was cancelled.
         """
         if self.timeout_s is None:
             return await self._attempts(attempt, repeatable)
-        deadline = anyio.current_time() + self.timeout_s
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
         result = await self._before(deadline, stage, partial(self._attempts, attempt, repeatable))
         if isinstance(result, Stream):
             return Stream(partial(self._items, result, deadline, stage), portable=False)
@@ -130,20 +131,15 @@ class Limits:
     async def _before(
         self, deadline: float, stage: str, action: Callable[[], Awaitable[Any]]
     ) -> Any:
-        with anyio.CancelScope(deadline=deadline) as scope:
-            try:
-                result = await action()
-                if not scope.cancel_called:
-                    return result
-            except Exception:  # what a stage makes of being cancelled is not what failed
-                if not scope.cancel_called:
-                    raise
-        error = StageTimeoutError(stage, self.timeout_s or 0.0)
-        mark(error, stage)
-        raise error
+        try:
+            return await before(deadline, action)
+        except DeadlinePassed:
+            error = StageTimeoutError(stage, self.timeout_s or 0.0)
+            mark(error, stage)
+            raise error from None
 
     async def _attempts(
-        self, attempt: Callable[[], Awaitable[Any]], repeatable: Callable[[], bool]
+        self, attempt: Callable[[], Awaitable[Any]], repeatable: Callable[[Exception], bool]
     ) -> Any:
         if self.retry is None:
             return await attempt()
@@ -152,7 +148,7 @@ class Limits:
         worth_it = (*TRANSIENT, *self.retry.on)
         policy = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.retry.attempts),
-            retry=tenacity.retry_if_exception(lambda e: isinstance(e, worth_it) and repeatable()),
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, worth_it) and repeatable(e)),
             wait=self.retry.wait_s,
             reraise=True,
         )

@@ -42,14 +42,18 @@ def _metrics() -> _Metrics | None:
     )
 
 
-def stage_called(pipeline: str, stage: str, seconds: float, *, failed: bool) -> None:
-    """Record a call of a stage."""
+def stage_called(pipeline: str, stage: str, took_s: float) -> None:
+    """Record how long a call of a stage took."""
     found = _metrics()
     if found is not None:
-        tags = {"pipeline": pipeline, "stage": stage}
-        found.latency.observe(seconds * 1000, tags=tags)
-        if failed:
-            found.errors.inc(tags=tags)
+        found.latency.observe(took_s * 1000, tags={"pipeline": pipeline, "stage": stage})
+
+
+def stage_failed(pipeline: str, stage: str) -> None:
+    """Count a call of a stage that raised."""
+    found = _metrics()
+    if found is not None:
+        found.errors.inc(tags={"pipeline": pipeline, "stage": stage})
 
 
 def shadow_dropped(pipeline: str, stage: str) -> None:

@@ -5,18 +5,23 @@ takes whole, and references to results that are not there yet.
 """
 
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
+from ray.serve.exceptions import BackPressureError
+
+from raycompose.errors import failed_stage
+from raycompose.flow import concurrency
 from raycompose.flow.arguments import Arguments
 from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
 from raycompose.graph.calling import Args, Kwargs
-from raycompose.graph.context import Context
+from raycompose.graph.context import Call, Context, raise_named
 from raycompose.graph.limits import Limits
 from raycompose.graph.signatures import PassBy, Signature, takes_iterator
 from raycompose.graph.targets import Target
@@ -43,6 +48,25 @@ class Node:
     async def run(self, value: Any, ctx: Context) -> Any:
         """Give the node's result for ``value``; a ``Stream`` when it streams."""
         raise NotImplementedError
+
+    async def run_item(self, item: Any, ctx: Context) -> Any:
+        """Give the node's result for one of many items: what it started is over with it."""
+        if not self.starts_beside:
+            return await self.run(item, ctx)
+        with ctx.scope() as inner:
+            return await self.run(item, inner)
+
+    async def attempt(self, value: Any, ctx: Context) -> Any:
+        """Give the node's result for ``value``, where the request may go on if it fails."""
+        if not self.starts_beside:
+            return await self.run(value, ctx)
+        with ctx.attempt() as inner:
+            return await self.run(value, inner)
+
+    @cached_property
+    def starts_beside(self) -> bool:
+        """Whether anything inside is started without being waited for."""
+        return any(child.starts_beside for child in self.children)
 
     async def refer(self, value: Any, ctx: Context) -> Any:
         """Start the node and give a ``Ref`` to its result, without waiting for it."""
@@ -125,16 +149,18 @@ class Stage(Node):
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Call the target with ``value``, in the way that its signature asks for."""
-        with ctx.at(self.name):
-            args, kwargs = await self._arguments(value, ctx)
-            if self.signature.streams:
-                items = partial(self._items, args, kwargs, ctx)
-                return Stream(items, portable=self.target.portable)
+        if self.signature.streams:
+            args, kwargs = await self._prepared(value, ctx)
+            return Stream(partial(self._items, args, kwargs, ctx), portable=self.target.portable)
+        with ctx.at(self.name) as call:
             try:
+                args, kwargs = await self._arguments(value, ctx)
                 return await self.target.call(args, kwargs, ctx)
             except Exception:
                 # The failure of an upstream that it was given by reference is the upstream's.
                 if isinstance(value, Ref) and (cause := await value.failed()) is not None:
+                    call.blameless = True
+                    ctx.count_failure(failed_stage(cause) or self.name)
                     raise cause from None
                 raise
 
@@ -142,12 +168,30 @@ class Stage(Node):
         """Start the target and give a ``Ref`` to its result, or a ``Stream``, without waiting."""
         if self.signature.streams:
             return await self.run(value, ctx)
-        with ctx.at(self.name):
-            args, kwargs = await self._arguments(value, ctx)
-            started = await self.target.start(args, kwargs, ctx)
-        if started is None:
+        if not self.target.starts:
             return await super().refer(value, ctx)
-        return Ref(started, self.name, value if isinstance(value, Ref) else None)
+        args, kwargs = await self._prepared(value, ctx)
+        began = time.perf_counter()
+        try:
+            started = await self.target.start(args, kwargs, ctx)
+        except Exception as error:
+            raise_named(error, self.name)
+            raise
+        ref = Ref(started, self.name, value if isinstance(value, Ref) else None)
+        concurrency.keep(self._time(ref, began, ctx))
+        return ref
+
+    async def _time(self, ref: "Ref[Any]", began: float, ctx: Context) -> None:
+        await ref.done()
+        ctx.record(self.name, time.perf_counter() - began)
+
+    async def _prepared(self, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
+        """The arguments for a call that is timed when it ends, not here."""
+        try:
+            return await self._arguments(value, ctx)
+        except Exception as error:
+            raise_named(error, self.name)
+            raise
 
     async def _items(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         with ctx.at(self.name):
@@ -241,7 +285,7 @@ class Sequence(Node):
         """Run the steps in order, each on the result of the one before."""
         for step, takes_stream, before_reference in self._plan:
             if not takes_stream and isinstance(value, Stream):
-                value = value.map(partial(step.run, ctx=ctx), portable=step.portable)
+                value = value.map(partial(step.run_item, ctx=ctx), portable=step.portable)
             elif before_reference:
                 value = await step.refer(value, ctx)
             else:
@@ -255,6 +299,11 @@ class Sequence(Node):
             (step, step.takes_stream, after is not None and _travels_by_reference(step, after))
             for step, after in zip(self.steps, following, strict=True)
         )
+
+    @cached_property
+    def starts_beside(self) -> bool:
+        """Whether a step is given a reference, or starts something itself."""
+        return any(by_reference for _, _, by_reference in self._plan) or super().starts_beside
 
     @property
     def children(self) -> tuple[Node, ...]:
@@ -339,7 +388,7 @@ class _Wrapping(Node):
     async def _run(self, value: Any, ctx: Context) -> Any:
         raise NotImplementedError
 
-    def _at(self, ctx: Context) -> AbstractContextManager[None]:
+    def _at(self, ctx: Context) -> Call | nullcontext[None]:
         return ctx.at(self.name) if self.name else nullcontext()
 
     @property
@@ -393,14 +442,24 @@ class Limited(_Wrapping):
 
     async def _run(self, value: Any, ctx: Context) -> Any:
         async def attempt() -> Any:
-            result = await self.body.run(value, ctx)
+            result = await self.body.attempt(value, ctx)
             # A stream may be tried again until its first item.
             return await result.peek() if isinstance(result, Stream) else result
 
-        def repeatable() -> bool:
-            return not (isinstance(value, Stream) and value.started)
-
+        repeatable = partial(is_repeatable, value)
         return await self.limits.run(self.name or self.body.name, attempt, repeatable)
+
+
+def is_repeatable(value: Any, error: Exception) -> bool:
+    """Tell whether what failed with ``error`` may be called again with the same input.
+
+    Items can be had once. Whether a stream was begun shows only in the replica that was given it,
+    so another call may have it only if the first was refused before it ran. Nor is it of use to
+    repeat what failed because its input did.
+    """
+    if isinstance(value, Stream):
+        return isinstance(error, BackPressureError)
+    return not (isinstance(value, Ref) and value.is_source_of(error))
 
 
 def walk(node: Node) -> Iterator[Node]:

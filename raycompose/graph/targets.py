@@ -32,6 +32,8 @@ class Target:
     """Whether the call leaves this process, so that its arguments must be picklable."""
     portable: ClassVar[bool] = True
     """Whether a stream that calls it may be iterated in another replica."""
+    starts: ClassVar[bool] = False
+    """Whether ``start`` may be called: it has a result that can be referred to at once."""
     takes_object_refs: ClassVar[bool] = False
     """Whether values reach it, and leave it, as ``ObjectRef``s that the caller never fetches."""
 
@@ -44,8 +46,8 @@ class Target:
         raise NotImplementedError
 
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        """Call it and give an ``ObjectRef`` or a future of its result at once; ``None``: cannot."""
-        return None
+        """Call it and give an ``ObjectRef`` or a future of its result at once."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Deployed(Target):
     """
 
     remote: ClassVar[bool] = True
+    starts: ClassVar[bool] = True
     app: Application
     method: str
 
@@ -188,6 +191,7 @@ class Running(Target):
     """
 
     portable: ClassVar[bool] = False
+    starts: ClassVar[bool] = True
     host: Host
     method: str
     runs_ahead: bool
@@ -247,27 +251,21 @@ class Task(Target):
     """
 
     remote: ClassVar[bool] = True
+    starts: ClassVar[bool] = True
     takes_object_refs: ClassVar[bool] = True
     function: Any
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        ref = self.function.remote(*args, **kwargs)
-        if isinstance(ref, list):  # num_returns=N: several results, so no one reference
-            return None
-        ctx.on_failure(partial(ray.cancel, ref))
-        return ref
+        refs = self.function.remote(*args, **kwargs)
+        if not isinstance(refs, ObjectRef):  # num_returns: no one reference to the results
+            return ctx.start(_results(refs))
+        ctx.on_failure(partial(ray.cancel, refs))
+        return refs
 
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        ref = self.function.remote(*args, **kwargs)
-        try:
-            return await (asyncio.gather(*ref) if isinstance(ref, list) else ref)
-        except asyncio.CancelledError:
-            ray.cancel(ref)
-            raise
-        except RayError as error:
-            raise users_error(error) from error
+        return await _results(self.function.remote(*args, **kwargs))
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
@@ -279,3 +277,17 @@ class Task(Target):
             raise users_error(error) from error
         finally:
             ray.cancel(refs)
+
+
+async def _results(refs: Any) -> Any:
+    """What ``.remote`` gave references to: one result, or with ``num_returns`` a list or None."""
+    try:
+        if isinstance(refs, list):
+            return await asyncio.gather(*refs)
+        return None if refs is None else await refs
+    except asyncio.CancelledError:
+        for ref in refs if isinstance(refs, list) else [refs]:
+            ray.cancel(ref)
+        raise
+    except RayError as error:
+        raise users_error(error) from error

@@ -107,7 +107,7 @@ class Ingress:
             await host.check_health()
 
     def _context(self) -> Context:
-        return _context(self._settings.pipeline)
+        return _context(self._settings.pipeline, self._graph)
 
 
 class Embedded(Generic[In, Out]):
@@ -129,6 +129,10 @@ class Embedded(Generic[In, Out]):
         """Construct the fused stages now rather than at the first call."""
         await self._graph.start()
 
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        graph = self._graph
+        return await run(graph.root, pack(args, kwargs), _context("embedded", graph))
+
     @property
     def _graph(self) -> OpenGraph:
         """What runs: on each event loop that calls, its own."""
@@ -146,14 +150,14 @@ class Embedded(Generic[In, Out]):
         Raises:
             TypeError: The pipeline streams: iterate ``stream(...)`` instead.
         """
-        result = await run(self._graph.root, pack(args, kwargs), _context("embedded"))
+        result = await self._run(args, kwargs)
         if isinstance(result, Stream):
             raise TypeError("this pipeline streams: use 'async for item in pipeline.stream(...)'")
         return result
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Run the pipeline and give its items as they come."""
-        result = await run(self._graph.root, pack(args, kwargs), _context("embedded"))
+        result = await self._run(args, kwargs)
         async with aclosing(stream_of(result)) as items:
             async for item in items:
                 yield item
@@ -184,6 +188,7 @@ async def _generator(stream: Stream[Any]) -> Any:
             yield item
 
 
-def _context(pipeline: str) -> Context:
+def _context(pipeline: str, graph: OpenGraph) -> Context:
     serve = _serve.request_context()
-    return Context(pipeline, serve.request_id, serve.multiplexed_model_id)
+    ids = (pipeline, serve.request_id, serve.multiplexed_model_id)
+    return Context(*ids, engine=graph.engine)

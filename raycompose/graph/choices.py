@@ -1,0 +1,230 @@
+"""Nodes of which one branch answers: by a key, by weight, or the first that succeeds."""
+
+import dataclasses
+import hashlib
+import inspect
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from raycompose.errors import NoMatchError, add_note, is_client_error, mark
+from raycompose.flow.arguments import single
+from raycompose.flow.references import Ref
+from raycompose.flow.streams import Stream
+from raycompose.graph.branches import Branching
+from raycompose.graph.context import Context
+from raycompose.graph.nodes import Node, Stage, is_repeatable
+
+Decider: TypeAlias = Callable[[Any], Any] | str | Node
+"""A function or ``async def`` of the value; a key of a mapping, else an attribute; or a graph."""
+
+
+async def decide(by: Decider, value: Any, ctx: Context) -> Any:
+    """Return what a decider makes of the value; ``MISSING`` if it has no such key or attribute."""
+    if isinstance(value, Ref):
+        value = await value
+    if isinstance(by, Node):
+        return await by.run(value, ctx)
+    if isinstance(by, str):
+        try:
+            return value[by] if isinstance(value, Mapping) else getattr(value, by)
+        except (KeyError, AttributeError):
+            return MISSING
+    decision = by(value)
+    return await decision if inspect.isawaitable(decision) else decision
+
+
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class _Choosing(Branching):
+    """A node whose result is that of one of its branches.
+
+    Args:
+        by: What decides on the branch; ``None``: chosen without a look at the value.
+    """
+
+    by: Decider | None
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The branches, in the order written, and then the graph that decides."""
+        return (*self.branches, self.by) if isinstance(self.by, Node) else self.branches
+
+    def with_children(self, children: tuple[Node, ...]) -> "_Choosing":
+        """Return the node with other branches, and another graph that decides."""
+        branches, deciding = children[: len(self.branches)], children[len(self.branches) :]
+        return dataclasses.replace(self, branches=branches, by=deciding[0] if deciding else self.by)
+
+    @property
+    def streams(self) -> bool:
+        """Whether a branch may."""
+        return any(branch.streams for branch in self.branches)
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether all branches do, whatever the input."""
+        return all(branch.only_streams for branch in self.branches)
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether all branches do, and the choice asks nothing of the value."""
+        return self.by is None and all(branch.takes_stream for branch in self.branches)
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether a branch does; a choice that looks at the value waits for it."""
+        return any(branch.takes_reference for branch in self.branches)
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The branches' exits."""
+        return tuple(stage for branch in self.branches for stage in branch.exits)
+
+
+@dataclass(frozen=True)
+class Switch(_Choosing):
+    """The branch whose key the value has.
+
+    Args:
+        by: What gives the key.
+        keys: The key of each branch; one branch more than keys is the default.
+        by_truth: The keys are ``True`` and ``False``, for what holds of the value and what not.
+    """
+
+    by: Decider
+    keys: tuple[Any, ...]
+    by_truth: bool = False
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the branch that matches, or the default.
+
+        Raises:
+            NoMatchError: No branch has the key, and there is no default.
+        """
+        value = single(value, self.name)
+        try:
+            key = await decide(self.by, value, ctx)
+            branch = self._branch(bool(key) if self.by_truth else key)
+            if branch is None:
+                keys = tuple(_short(k) for k in self.keys)
+                raise NoMatchError(self.name, await self._described(key, value), keys)
+        except Exception as error:
+            mark(error, self.name)
+            raise
+        return await branch.run(value, ctx)
+
+    def _branch(self, key: Any) -> Node | None:
+        default = self.branches[-1] if len(self.branches) > len(self.keys) else None
+        return self._table.get(key, default) if _is_hashable(key) else default
+
+    @cached_property
+    def _table(self) -> dict[Any, Node]:
+        return dict(zip(self.keys, self.branches, strict=False))
+
+    async def _described(self, key: Any, value: Any) -> str:
+        if key is not MISSING:
+            return _short(key)
+        value = await value if isinstance(value, Ref) else value
+        looked_in = "key" if isinstance(value, Mapping) else "attribute"
+        return f"the value ({type(value).__name__}) has no {looked_in} {self.by!r}"
+
+
+@dataclass(frozen=True)
+class Split(_Choosing):
+    """One branch, by chance or by a key.
+
+    Args:
+        by: What gives the key: the same key always goes the same way, in every process.
+        weights: Percent of each branch; they sum to 100.
+    """
+
+    weights: tuple[float, ...]
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the branch that is drawn."""
+        value = single(value, self.name)
+        point = random.random() * 100 if self.by is None else await self._point(value, ctx)
+        for branch, weight in zip(self.branches, self.weights, strict=True):
+            point -= weight
+            if point < 0:
+                return await branch.run(value, ctx)
+        return await self.branches[-1].run(value, ctx)  # the weights' sum, rounded, was below 100
+
+    async def _point(self, value: Any, ctx: Context) -> float:
+        """Where a key falls between 0 and 100; Python's own hash differs between processes."""
+        try:
+            key = await decide(self.by or "", value, ctx)
+            if not _is_stable(key):
+                raise TypeError(
+                    f"the key of {self.name!r} is {type(key).__name__}, whose text may differ "
+                    "between processes: return a str, bytes, number, None, or a tuple of these"
+                )
+        except Exception as error:
+            mark(error, self.name)
+            raise
+        text = key if isinstance(key, bytes) else f"{type(key).__name__}:{key!r}".encode()
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64 * 100
+
+
+@dataclass(frozen=True)
+class Fallback(_Choosing):
+    """The first branch that succeeds, the same input to each.
+
+    Args:
+        on: The exceptions that go on to the next branch.
+    """
+
+    by: None = None
+    on: tuple[type[Exception], ...] = (Exception,)
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the branches in order until one succeeds; a stream, once its first item is there."""
+        value = single(value, self.name)
+        if self.only_streams:
+            return self.later(self._items, value, ctx)
+        return await self._first(value, ctx)
+
+    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+        async with aclosing(await self._first(value, ctx)) as items:
+            async for item in items:
+                yield item
+
+    async def _first(self, value: Any, ctx: Context) -> Any:
+        errors: list[Exception] = []
+        for branch in self.branches:
+            try:
+                result = await branch.attempt(value, ctx)
+                return await result.peek() if isinstance(result, Stream) else result
+            except self.on as error:
+                if is_client_error(error) or not is_repeatable(value, error):
+                    raise
+                errors.append(error)
+        first, *others = errors
+        for other in others:
+            add_note(first, f"fallback {self.name!r} also failed with {other!r}")
+        raise first
+
+
+def _is_stable(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(map(_is_stable, key))
+    return key is None or type(key) in (str, bytes, int, float, bool)
+
+
+def _is_hashable(key: Any) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
+def _short(key: Any) -> str:
+    text = repr(key)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,576 @@
+"""Corners: what must never hang, run twice, be abandoned or be counted wrongly."""
+
+# mypy does not see what Ray's decorators add: .bind, .remote.
+# mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+import raycompose as rc
+from raycompose.graph.context import Context
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
+
+Deploy = Callable[..., rc.Client]
+TIMEOUT_S = 30
+
+
+def until(condition: Callable[[], Any], within_s: float = 10) -> None:
+    """Wait for a condition; fail when it does not come true in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+class Unsendable(Exception):
+    """Cannot be pickled: it holds a lock."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+# Promises
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Maker:
+    async def __call__(self, what: str) -> Any:
+        if what == "raises":
+            raise Unsendable("no luck")
+        return threading.Lock() if what == "returns" else what.upper()
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Taker:
+    async def __call__(self, ref: rc.Ref[str]) -> str:
+        return f"got {await ref}"
+
+
+def test_what_cannot_be_sent_settles_its_promise(deploy: Deploy) -> None:
+    """A fused stage that raises or returns what cannot be pickled fails its request, named."""
+    client = deploy((Maker.bind() | Taker.bind()).fuse("Maker"))
+    assert client.call("fine", timeout_s=TIMEOUT_S) == "got FINE"
+    for what in ("raises", "returns"):
+        with pytest.raises(Exception, match=r"no luck|pickle") as caught:
+            client.call(what, timeout_s=TIMEOUT_S)
+        assert not isinstance(caught.value, TimeoutError)
+        assert rc.failed_stage(caught.value) == "Maker"
+
+
+# Tasks with several results
+
+
+@ray.remote(num_cpus=0, num_returns=2)
+def two(path: str) -> tuple[str, str]:
+    with open(path, "a") as file:
+        file.write("ran\n")
+    if path.endswith("hangs"):
+        time.sleep(60)
+    return "one", "two"
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+def joined(both: Any) -> str:
+    return "+".join(both)
+
+
+def test_a_task_of_two_results_runs_once(deploy: Deploy, tmp_path: Any) -> None:
+    """``num_returns=2`` gives a list of two results to what is behind, from one run."""
+    client = deploy(rc.pipeline(two, joined.bind()))
+    ran = tmp_path / "once"
+    assert client.call(str(ran), timeout_s=TIMEOUT_S) == "one+two"
+    assert ran.read_text() == "ran\n"
+
+
+def test_a_task_of_two_results_is_cancelled(deploy: Deploy, tmp_path: Any) -> None:
+    """Past its deadline such a task is cancelled, too, and its worker goes on to the next."""
+    client = deploy(rc.stage(two, name="two", timeout_s=1.0))
+    with pytest.raises(rc.StageTimeoutError):
+        client.call(str(tmp_path / "hangs"), timeout_s=TIMEOUT_S)
+
+
+# Deciders
+
+
+async def is_odd(x: int) -> bool:
+    await asyncio.sleep(0)
+    return x % 2 == 1
+
+
+async def parity(x: int) -> str:
+    return "odd" if x % 2 else "even"
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Language:
+    async def __call__(self, text: str) -> str:
+        return "es" if "hola" in text else "fr"
+
+
+def test_an_async_decider_is_awaited() -> None:
+    """``async def`` predicates, keys of a switch and keys of a split decide by their result."""
+    call = rc.local(
+        rc.parallel(
+            when=rc.when(is_odd, lambda x: "odd", lambda x: "even"),
+            switch=rc.switch(parity, {"odd": lambda x: "odd", "even": lambda x: "even"}),
+            split=rc.split((lambda x: "a", 50), (lambda x: "b", 50), key=parity),
+        )
+    ).call
+    one, two = call(1), call(2)
+    assert (one["when"], one["switch"]) == ("odd", "odd")
+    assert (two["when"], two["switch"]) == ("even", "even")
+    assert [call(n)["split"] for n in (1, 3, 5)] == [one["split"]] * 3
+
+
+@pytest.mark.parametrize("engine", ["local", "fused", "distributed"])
+def test_a_deployment_decides(deploy: Deploy, engine: str) -> None:
+    """A stage's result for the value chooses the branch, which gets the value itself."""
+    app = rc.switch(
+        Language.bind(),
+        {"es": lambda text: f"es: {text}", "fr": rc.when(Language.bind(), lambda t: f"fr: {t}")},
+    )
+    client = {
+        "local": lambda: rc.local(app),
+        "fused": lambda: deploy(app.fuse()),
+        "distributed": lambda: deploy(app),
+    }[engine]()
+    assert client.call("hola", timeout_s=TIMEOUT_S) == "es: hola"
+    assert client.call("salut", timeout_s=TIMEOUT_S) == "fr: salut"
+
+
+def _numbers(x: int) -> Iterator[int]:
+    yield x
+
+
+@pytest.mark.parametrize(
+    ("compose", "message"),
+    [
+        (lambda: rc.when(_numbers, is_odd), "must return one value"),
+        (lambda: rc.switch(lambda: 1, {1: is_odd}), "takes no argument"),
+        (lambda: rc.split((is_odd, 100), key=lambda a, b: a), "also requires b"),
+        (lambda: rc.switch(rc.stage(_numbers), {1: is_odd}), "streams"),
+        (lambda: rc.when(3, is_odd), "a function of the value, or a target that decides"),
+    ],
+)
+def test_what_cannot_decide_is_refused(compose: Any, message: str) -> None:
+    """It is refused where it is composed, with what was got."""
+    with pytest.raises(rc.CompositionError, match=message):
+        compose()
+
+
+# Time-outs
+
+
+def test_a_stages_own_timeout_error_arrives() -> None:
+    """A stage that raises ``TimeoutError`` itself is not a client that waited too long."""
+
+    async def impatient(x: int) -> int:
+        raise TimeoutError("the database did not answer")
+
+    async def taker(ref: rc.Ref[int]) -> int:
+        return await ref
+
+    def blocking_taker(ref: rc.Ref[int]) -> int:
+        return ref.get(timeout_s=30)
+
+    for app in (rc.stage(impatient), rc.pipeline(impatient, taker),
+                rc.pipeline(impatient, blocking_taker)):  # fmt: skip
+        with pytest.raises(TimeoutError, match="the database did not answer") as caught:
+            rc.local(app).call(1, timeout_s=30)
+        assert rc.failed_stage(caught.value) == "impatient"
+
+
+def test_a_reference_that_is_late_says_so() -> None:
+    """``Ref.get`` past its own limit is a ``TimeoutError`` that names what it waited for."""
+
+    async def slow(x: int) -> int:
+        await asyncio.sleep(30)
+        return x
+
+    def taker(ref: rc.Ref[int]) -> int:
+        return ref.get(timeout_s=0.05)
+
+    with pytest.raises(TimeoutError, match=r"the result of 'slow'.*timeout_s=0.05"):
+        rc.local(rc.pipeline(slow, taker)).call(1, timeout_s=30)
+
+
+@pytest.mark.parametrize("engine", ["local", "fused"])
+def test_a_stage_past_its_deadline_may_still_clean_up(deploy: Deploy, engine: str) -> None:
+    """What it awaits in ``finally`` is not cancelled again: a pool gets its connection back."""
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Pooled:
+        def __init__(self) -> None:
+            self.free = asyncio.Queue[str]()
+            self.free.put_nowait("the connection")
+
+        async def __call__(self, seconds: float) -> str:
+            connection = await self.free.get()
+            try:
+                await asyncio.sleep(seconds)
+                return connection
+            finally:
+                await asyncio.sleep(0.01)
+                await self.free.put(connection)
+
+    app = rc.stage(Pooled.bind(), timeout_s=0.5)
+    client = rc.local(app) if engine == "local" else deploy(app.fuse())
+    with pytest.raises(rc.StageTimeoutError):
+        client.call(20, timeout_s=TIMEOUT_S)
+    assert client.call(0, timeout_s=TIMEOUT_S) == "the connection"
+
+
+# Scopes
+
+
+class Watched:
+    """A stage's source by reference that hangs, and knows whether it was cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.cancelled = 0
+
+    async def __call__(self, x: int) -> int:
+        self.begun += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return x
+
+
+async def _gives_up(ref: rc.Ref[int]) -> int:
+    await asyncio.sleep(0.01)  # so that what is behind the reference has begun
+    raise ValueError("will not wait")
+
+
+@pytest.mark.parametrize(
+    ("around", "attempts"),
+    [
+        (lambda inner: rc.fallback(inner, lambda x: -1), 1),
+        (lambda inner: rc.stage(inner, retry=rc.Retry(2, on=(ValueError,), initial_s=0.0)), 2),
+        (lambda inner: rc.pipeline(lambda x: [x, x], rc.each(inner, return_exceptions=True)), 2),
+        (lambda inner: rc.shadow(inner), 1),
+        (lambda inner: rc.fallback(rc.stage(_Slow(inner), timeout_s=0.2), lambda x: -1), 1),
+    ],
+    ids=["fallback", "retry", "each", "shadow", "timeout"],
+)
+def test_what_is_started_by_reference_ends_with_its_attempt(around: Any, attempts: int) -> None:
+    """An attempt, a branch or an item that failed leaves nothing running behind it."""
+    watched = Watched()
+    client = rc.local(around(rc.pipeline(watched, _gives_up)))
+    try:
+        client.call(1, timeout_s=TIMEOUT_S)
+    except ValueError:
+        assert attempts == 2
+    until(lambda: watched.begun == attempts)
+    until(lambda: watched.cancelled == attempts)
+
+
+def _Slow(inner: rc.Pipeline[Any, Any]) -> rc.Pipeline[Any, Any]:  # noqa: N802  # reads as a stage
+    async def waits(ref: rc.Ref[int]) -> int:
+        return await ref
+
+    return rc.pipeline(inner.root.steps[0].target.function, waits)
+
+
+def test_a_stream_holds_what_is_in_flight_alone() -> None:
+    """What an item started by reference is let go of with the item: memory does not grow."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Block:
+        pass
+
+    async def source(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    async def load(i: int) -> Block:
+        nonlocal most
+        block = Block()
+        alive.add(block)
+        most = max(most, len(alive))
+        return block
+
+    async def taker(ref: rc.Ref[Block]) -> int:
+        await ref
+        return 1
+
+    client = rc.local(rc.pipeline(source, load, taker, rc.collect, sum))
+    assert client.call(300, timeout_s=TIMEOUT_S) == 300
+    gc.collect()
+    assert most < 100
+
+
+# Streams in threads
+
+
+def test_an_endless_producer_behind_a_blocking_consumer_stops() -> None:
+    """A time-out closes the generator while a thread waits for its next item, and ends both."""
+    state = {"closed": False, "ended": False}
+
+    async def endless(x: int) -> AsyncIterator[int]:
+        try:
+            while True:
+                yield x
+                await asyncio.sleep(0.005)
+        finally:
+            state["closed"] = True
+
+    def consumer(items: rc.Stream[int]) -> int:
+        try:
+            return sum(items)
+        finally:
+            state["ended"] = True
+
+    with pytest.raises(rc.StageTimeoutError):
+        rc.local(rc.pipeline(endless, rc.stage(consumer, timeout_s=0.3))).call(1, timeout_s=30)
+    until(lambda: state == {"closed": True, "ended": True})
+
+
+def test_a_cancelled_astream_is_cancelled() -> None:
+    """Cancelling the task that iterates raises ``CancelledError`` there, and stops the stage."""
+    stopped = threading.Event()
+
+    async def endless(x: int) -> AsyncIterator[int]:
+        try:
+            yield x
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async def main() -> str:
+        first = asyncio.Event()
+
+        async def iterate() -> None:
+            async for _ in rc.local(rc.stage(endless)).astream(1):
+                first.set()
+
+        task = asyncio.ensure_future(iterate())
+        await asyncio.wait_for(first.wait(), TIMEOUT_S)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "ended"
+
+    assert asyncio.run(main()) == "cancelled"
+    assert stopped.wait(TIMEOUT_S)
+
+
+# Shadow, each
+
+
+def test_shadow_counts_in_its_process_whatever_carries_it() -> None:
+    """``max_in_flight`` holds for all copies of the node that streams have brought along."""
+    node = rc.shadow(_never).root.branches[0]
+    shadow = rc.shadow(_never, max_in_flight=1).root
+    copies = [ray.cloudpickle.loads(ray.cloudpickle.dumps(shadow)) for _ in range(6)]
+
+    async def main() -> int:
+        before = len(asyncio.all_tasks())
+        for copy in copies:
+            await copy.run(1, Context(engine="one"))
+        return len(asyncio.all_tasks()) - before
+
+    assert node is not None
+    assert asyncio.run(main()) == 1
+
+
+async def _never(x: int) -> None:
+    await asyncio.Event().wait()
+
+
+def test_each_makes_tasks_for_what_is_under_way_alone() -> None:
+    """A list of many items costs no task apiece before its turn."""
+    most = 0
+
+    async def item(x: int) -> int:
+        nonlocal most
+        most = max(most, len(asyncio.all_tasks()))
+        return x
+
+    assert rc.local(rc.each(item, max_concurrency=4)).call(list(range(500))) == list(range(500))
+    assert most < 50
+
+
+# By reference
+
+
+@pytest.mark.parametrize("kind", ["parallel", "split", "fallback", "when"])
+def test_a_branch_that_takes_a_reference_starts_before_its_upstream_ends(kind: str) -> None:
+    """Consumers by reference are eager inside branches; a predicate alone waits for the value."""
+    order: list[str] = []
+
+    async def upstream(x: int) -> int:
+        await asyncio.sleep(0.2)
+        order.append("upstream")
+        return x + 1
+
+    async def eager(ref: rc.Ref[int]) -> int:
+        order.append("eager")
+        return await ref * 10
+
+    async def plain(x: int) -> int:
+        return x
+
+    branching = {
+        "parallel": lambda: rc.parallel(eager, plain, rc.passthrough),
+        "split": lambda: rc.split((eager, 50), (eager, 50)),
+        "fallback": lambda: rc.fallback(eager, plain),
+        "when": lambda: rc.when(lambda x: x == 2, eager, plain),
+    }[kind]()
+    result = rc.local(rc.pipeline(upstream, branching)).call(1, timeout_s=TIMEOUT_S)
+    assert result == ((20, 2, 2) if kind == "parallel" else 20)
+    assert order == (["upstream", "eager"] if kind == "when" else ["eager", "upstream"])
+
+
+def test_a_fallback_does_not_repeat_what_its_input_failed() -> None:
+    """When the stage behind the reference failed, no other branch can make it good."""
+    tried: list[str] = []
+
+    async def broken(x: int) -> int:
+        raise ValueError("upstream")
+
+    async def first(ref: rc.Ref[int]) -> int:
+        tried.append("first")
+        return await ref
+
+    async def second(ref: rc.Ref[int]) -> int:
+        tried.append("second")
+        return await ref
+
+    with pytest.raises(ValueError, match="upstream") as caught:
+        rc.local(rc.pipeline(broken, rc.fallback(first, second))).call(1, timeout_s=TIMEOUT_S)
+    assert rc.failed_stage(caught.value) == "broken"
+    assert tried == ["first"]
+
+
+# Threads, loops, processes
+
+
+def test_the_background_loop_is_made_once() -> None:
+    """Threads that need it first at the same time share it."""
+    program = """
+import threading
+from raycompose.flow import concurrency
+barrier, loops = threading.Barrier(16), []
+def first():
+    barrier.wait()
+    loops.append(concurrency.loop())
+threads = [threading.Thread(target=first) for _ in range(16)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(len(set(map(id, loops))), sum(t.name == "raycompose-loop" for t in threading.enumerate()))
+"""
+    assert _output(program) == "1 1"
+
+
+def test_a_forked_child_has_a_loop_of_its_own() -> None:
+    """After ``os.fork`` a call works in the child, where the parent's thread is not."""
+    program = """
+import os, sys
+import raycompose as rc
+client = rc.local(rc.stage(lambda x: x + 1))
+assert client.call(1) == 2
+sys.stdout.flush()
+child = os.fork()
+if child == 0:
+    print(rc.local(rc.stage(lambda x: x + 1)).call(2, timeout_s=20), flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+print(status)
+"""
+    assert _output(program) == "3 0"
+
+
+def _output(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+def test_a_blocking_call_on_the_loop_it_waits_for_is_refused() -> None:
+    """A stage that blocks on its own event loop is told what to do, rather than hang."""
+    inner = rc.local(rc.stage(lambda x: x + 1))
+
+    async def outer(x: int) -> Any:
+        return inner.call(x)
+
+    with pytest.raises(rc.RayComposeError, match="await the asynchronous form"):
+        rc.local(rc.stage(outer)).call(1, timeout_s=TIMEOUT_S)
+
+
+# Truth in numbers
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What is observed and counted, by stage."""
+    from raycompose.graph import metrics
+
+    seen: dict[str, list[Any]] = {"called": [], "failed": []}
+    monkeypatch.setattr(
+        metrics, "stage_called", lambda _, stage, took_s: seen["called"].append((stage, took_s))
+    )
+    monkeypatch.setattr(metrics, "stage_failed", lambda _, stage: seen["failed"].append(stage))
+    return seen
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Producer:
+    async def __call__(self, x: int) -> int:
+        await asyncio.sleep(0.3)
+        if x < 0:
+            raise ValueError("negative")
+        return x
+
+
+async def _awaits(ref: rc.Ref[int]) -> int:
+    return await ref
+
+
+def test_a_producer_by_reference_is_timed_until_it_ends(recorded: dict[str, list[Any]]) -> None:
+    """Its time is its own, and its failure is counted on it rather than on its consumer."""
+    client = rc.local(rc.pipeline(Producer.bind(), _awaits))
+    assert client.call(1) == 1
+    until(lambda: len(recorded["called"]) == 2)
+    assert {stage: took_s >= 0.25 for stage, took_s in recorded["called"]} == {
+        "Producer": True,
+        "_awaits": True,
+    }
+    with pytest.raises(ValueError, match="negative"):
+        client.call(-1)
+    assert recorded["failed"] == ["Producer"]
+
+
+def test_a_stream_is_observed_once(recorded: dict[str, list[Any]]) -> None:
+    """From its first item to its last, as one call of the stage."""
+
+    async def source(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            await asyncio.sleep(0.02)
+            yield i
+
+    assert list(rc.local(rc.stage(source)).stream(5)) == [0, 1, 2, 3, 4]
+    ((stage, took_s),) = recorded["called"]
+    assert stage == "source"
+    assert took_s > 0.08
