@@ -2,46 +2,26 @@
 
 import itertools
 import logging
-import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
-os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # num_gpus=0 says nothing of accelerators
-
 import ray
 from ray import serve
 from ray.serve import Application
+from support.cluster import Deploy, start_ray
+from support.gate import build_gate
+from support.producers import Ledger
 
 import raycompose as rc
 
-Deploy = Callable[..., rc.Client]
 _numbers = itertools.count(1)
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One Ray cluster, with Serve on a free port, for every test that needs one."""
-    ray.init(
-        address="local",  # never somebody's cluster that happens to run here
-        num_cpus=16,
-        resources={"left": 8, "right": 8},
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        include_dashboard=False,
-    )
-    serve.start(http_options={"port": free_port()})
+    start_ray(num_cpus=16, resources={"left": 8, "right": 8})
     yield
     serve.shutdown()
     ray.shutdown()
@@ -60,6 +40,32 @@ def deploy(cluster: None) -> Iterator[Deploy]:
     yield deploy
     with ThreadPoolExecutor() as pool:  # each waits for its replicas to stop
         list(pool.map(lambda client: client.close(), clients))
+
+
+@pytest.fixture(scope="module")
+def _gate(cluster: None) -> Iterator[object]:
+    actor = build_gate()
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.fixture
+def closed(_gate: object) -> object:
+    """The gate at which stages wait, closed."""
+    ray.get(_gate.close.remote())  # type: ignore[attr-defined]  # an actor's method
+    return _gate
+
+
+@pytest.fixture(scope="module")
+def word(cluster: None) -> Iterator[None]:
+    """The actor that carries word between streams and the tests."""
+    actor = ray.remote(Ledger).options(
+        name="ledger", namespace="streams", num_cpus=0, max_concurrency=1000
+    )
+    kept = actor.remote()
+    ray.get(kept.say.remote("ready"))
+    yield
+    ray.kill(kept)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,16 +3,16 @@
 # mypy does not see that @serve.deployment adds .bind.
 # mypy: disable-error-code="attr-defined"
 
-import sys
 from typing import Any
 
 import pytest
-from conftest import Deploy
-from ray import cloudpickle, serve
+from ray import serve
+from support import pickle_by_value
+from support.cluster import Deploy
 
 import raycompose as rc
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
+pickle_by_value(__name__)
 NO_CPU = {"num_cpus": 0}
 
 

@@ -6,7 +6,6 @@
 import asyncio
 import gc
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,27 +18,25 @@ from urllib.parse import urlsplit
 
 import pytest
 import ray
-from conftest import Deploy
 from fastapi import FastAPI
-from journal import Call, count, events, noted, running, until
 from ray import serve
 from ray.serve.exceptions import RequestCancelledError
 from ray.serve.handle import DeploymentHandle
+from support import pickle_by_value
+from support.cluster import HERE, Deploy
+from support.journal import Call, count, events, noted, running
+from support.waiting import apoll
 
 import raycompose as rc
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
+pickle_by_value(__name__)
 
 HANG_S = 90
 """Longer than any test takes: who is not cancelled is still running when the test looks."""
 LIMIT_S = 6.0
 """A deadline that leaves every stage the time to start, on a busy machine too."""
 
-here: Any = {
-    "ray_actor_options": {"num_cpus": 0},
-    "max_ongoing_requests": 200,
-    "graceful_shutdown_timeout_s": 0,
-}
+here: Any = {**HERE, "max_ongoing_requests": 200}
 
 
 # --- Stages ---------------------------------------------------------------------------------------
@@ -81,7 +78,7 @@ async def items(call: Call) -> AsyncIterator[Call]:
 
 async def trigger(call: Call) -> None:
     """Fail once all that the request is to start has started."""
-    await until(lambda: count(call, "started") >= Counter(call["hangs"]), HANG_S)
+    await apoll(lambda: count(call, "started") >= Counter(call["hangs"]), HANG_S)
     raise Triggered
 
 
@@ -127,7 +124,7 @@ class Worker:
 
     async def mirrored(self, call: Call) -> None:
         with noted(call, "mirrored"):
-            await until(lambda: count(call, "cancelled"), HANG_S)
+            await apoll(lambda: count(call, "cancelled"), HANG_S)
             await asyncio.sleep(1)  # what cancelled the request would by now have come here, too
 
     async def items(self, call: Call) -> AsyncIterator[Call]:
@@ -339,7 +336,7 @@ def engines(deploy: Deploy, actor: Any, tmp_path_factory: pytest.TempPathFactory
 
 async def starts(call: Call) -> None:
     """Wait until all that hangs in a request's graph has started."""
-    await until(lambda: count(call, "started") >= Counter(call["hangs"]), 20)
+    await apoll(lambda: count(call, "started") >= Counter(call["hangs"]), 20)
 
 
 async def disconnect(engine: Engine, call: Call) -> None:
@@ -390,10 +387,10 @@ WAYS: dict[str, tuple[Callable[[Engine, Call], Any], tuple[type[BaseException], 
 }
 """How a request ends, and what its caller then gets."""
 
-HERE = ["a sibling fails", "a deadline"]  # what ends a request in the process that runs its graph
+INSIDE = ["a sibling fails", "a deadline"]  # what ends a request in the process that runs its graph
 BOTH = [
-    *(("local", way) for way in ("the awaiting task is cancelled", *HERE)),
-    *(("fused", way) for way in ("the client disconnects", *HERE)),
+    *(("local", way) for way in ("the awaiting task is cancelled", *INSIDE)),
+    *(("fused", way) for way in ("the client disconnects", *INSIDE)),
     *(("distributed", way) for way in WAYS),
     ("embedded", "the client disconnects"),
 ]
@@ -417,9 +414,9 @@ async def ended(engine: Engine, way: str, case: str) -> Ended:
         error = raised
     at = time.time()
     if engine.name == "local":  # a Ray task is a function there, which runs in a thread
-        await until(lambda: set(running(call)) <= {"hold"}, 5)
+        await apoll(lambda: set(running(call)) <= {"hold"}, 5)
         released(call).touch()
-    await until(lambda: not running(call), 15)
+    await apoll(lambda: not running(call), 15)
     return Ended(call, error, at)
 
 
@@ -462,7 +459,7 @@ def test_what_takes_a_reference_is_cancelled(requests: dict[str, Ended]) -> None
     """Stages that wait for a reference have started, and have ended with the request."""
     call = {**requests["by reference"].call, "label": "taker"}
     assert count(call, "started")["taker"] >= 1
-    assert asyncio.run(until(lambda: not running(call), 15)), running(call)
+    assert asyncio.run(apoll(lambda: not running(call), 15)), running(call)
 
 
 def test_the_next_request_works(requests: dict[str, Ended], engines: Engines) -> None:
@@ -492,7 +489,7 @@ def test_a_mix_of_requests_leaves_nothing(engines: Engines, name: str) -> None:
         except (Exception, asyncio.CancelledError) as error:  # its frames go with it
             return type(error), case != "fails" or str(error) == call["label"]
         finally:
-            assert await until(lambda: not running(call), 15)
+            assert await apoll(lambda: not running(call), 15)
         return type(got), got == call
 
     async def census_of(most: dict[str, int] | None = None) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from conftest import free_port
+from support.cluster import free_port
 
 COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
 APPS = Path(__file__).parent / "apps"

@@ -1,4 +1,4 @@
-"""Composing: what is a stage, what a graph looks like, and what is refused where it is written."""
+"""Composing: what is a stage, and what a graph looks like."""
 
 import asyncio
 import functools
@@ -6,19 +6,30 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from fastapi import FastAPI
-from ray import ObjectRef, cloudpickle, serve
-from ray.serve import Application
+from ray import cloudpickle, serve
+from support.composing import (
+    Adder,
+    Model,
+    Silent,
+    _square,
+    aadd,
+    acounted,
+    add,
+    counted,
+    deployments,
+    names,
+    square,
+    to_text,
+)
 
 import raycompose as rc
 from raycompose import _serve
-from raycompose.graph.nodes import Node, stages
 
 EXPORTED = [
     "pipeline",
@@ -49,104 +60,6 @@ EXPORTED = [
     "HTTPError",
     "__version__",
 ]
-
-
-def stage_names(node: Node) -> list[str]:
-    """The names of a graph's stages, in reading order."""
-    return [stage.name for stage in stages(node)]
-
-
-class _Model:
-    def __init__(self, bias: int = 1) -> None:
-        self.bias = bias
-
-    def __call__(self, x: int) -> int:
-        return x + self.bias
-
-    def double(self, x: int) -> int:
-        return 2 * x
-
-
-class _Silent:
-    """A deployment with no ``__call__``."""
-
-    def speak(self, x: int) -> int:
-        return x
-
-
-NO_CPU = {"num_cpus": 0}
-Model: Any = serve.deployment(name="Model", ray_actor_options=NO_CPU)(_Model)
-Silent: Any = serve.deployment(name="Silent", ray_actor_options=NO_CPU)(_Silent)
-
-
-def _square(x: int) -> int:
-    return x * x
-
-
-square = serve.deployment(_square)
-
-
-def add(x: int, n: int = 1) -> int:
-    return x + n
-
-
-async def aadd(x: int) -> int:
-    return x + 1
-
-
-def counted(n: int) -> Iterator[int]:
-    yield from range(n)
-
-
-async def acounted(n: int) -> AsyncIterator[int]:
-    for i in range(n):
-        yield i
-
-
-class Adder:
-    """A callable object."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __call__(self, x: int) -> int:
-        return x + self.n
-
-    def method(self, x: int) -> int:
-        return x + 10 * self.n
-
-
-class Undecorated:
-    def __call__(self, x: int) -> int:
-        return x
-
-
-def to_text(x: int) -> str:
-    return str(x)
-
-
-def total(xs: list[int]) -> int:
-    return sum(xs)
-
-
-def takes_bare_ref(x: ObjectRef) -> Any:
-    return x
-
-
-def deployments(app: Application) -> list[str]:
-    """Return the names of the deployments that Ray Serve would start."""
-    return [deployment.name for deployment in _serve.build(app, "x").deployments]
-
-
-def names(app: rc.Pipeline[Any, Any]) -> list[str]:
-    return stage_names(app.root)
-
-
-def refusal(compose: Callable[[], Any]) -> str:
-    """Return the message of the CompositionError that ``compose`` must raise."""
-    with pytest.raises(rc.CompositionError) as caught:
-        compose()
-    return str(caught.value)
 
 
 # One concept
@@ -404,283 +317,6 @@ def test_arguments_reach_the_first_stage_unchanged() -> None:
 def test_a_pipeline_shows_its_stages() -> None:
     """The representation names the stages in order."""
     assert repr(Model.bind().then(add).then(add)) == "Pipeline(Model | add | add_2)"
-
-
-# What is refused
-
-
-ACCEPTED = ("bind", "deployment", "function", "@ray.remote", "actor", "pipeline", "dict")
-
-
-@pytest.mark.parametrize(
-    ("target", "got"),
-    [
-        (42, "42 (int)"),
-        (None, "None (NoneType)"),
-        ("package.module:app", "'package.module:app' (str)"),
-        ([add], "(list)"),
-        (object(), "(object)"),
-    ],
-)
-@pytest.mark.parametrize(
-    "compose",
-    [
-        rc.stage,
-        rc.pipeline,
-        lambda target: rc.pipeline(add, target),
-        lambda target: rc.pipeline(add).then(target),
-        lambda target: Model.bind() | target,
-        lambda target: rc.parallel(add, target),
-        lambda target: rc.each(target),
-        lambda target: rc.stage({"a": target}),
-    ],
-    ids=["stage", "pipeline", "behind", "then", "or", "parallel", "each", "dict"],
-)
-def test_what_is_not_a_stage_is_refused(
-    compose: Callable[[Any], Any], target: Any, got: str
-) -> None:
-    """A target that is no stage is refused with what was got and all that is accepted."""
-    message = refusal(lambda: compose(target))
-    assert got in message
-    assert [word for word in ACCEPTED if word not in message] == []
-
-
-def test_a_class_is_told_how_to_become_a_deployment() -> None:
-    """A class without @serve.deployment is named, with the decorator that it needs."""
-    message = refusal(lambda: rc.pipeline(add, Undecorated))
-    assert "class Undecorated" in message
-    assert "@serve.deployment" in message
-    assert ".bind()" in message
-
-
-def test_a_string_is_told_to_give_the_object() -> None:
-    """An import path is refused with the advice to give the object."""
-    assert "object itself" in refusal(lambda: rc.stage("package:app"))
-
-
-def test_a_coroutine_is_told_to_give_the_function() -> None:
-    """A coroutine (an async function that was called) is refused with what to give instead."""
-    coroutine = aadd(1)
-    try:
-        message = refusal(lambda: rc.stage(coroutine))
-    finally:
-        coroutine.close()
-    assert "coroutine" in message
-    assert "function itself, without calling it" in message
-
-
-def test_an_actor_handle_is_told_to_give_a_method(cluster: None) -> None:
-    """An actor handle is refused with the advice to give one of its methods."""
-    actor = ray.remote(Adder).options(num_cpus=0).remote(1)
-    try:
-        message = refusal(lambda: rc.stage(actor))
-        assert "actor.method" in message
-        assert names(rc.pipeline(actor.method)) == ["method"]
-    finally:
-        ray.kill(actor)
-
-
-def test_an_actor_class_is_refused() -> None:
-    """A ``@ray.remote`` class is no stage: it must be instantiated, and a method given."""
-    message = refusal(lambda: rc.stage(ray.remote(Undecorated)))
-    assert "Undecorated" in message
-    assert "actor" in message
-
-
-@pytest.mark.parametrize("method", ["predict", "bias", "_missing"])
-def test_a_missing_method_is_refused_with_those_that_exist(method: str) -> None:
-    """A method that the deployment does not have is named, with the methods that it has."""
-    message = refusal(lambda: rc.stage(Model.bind(), method=method))
-    assert "'Model'" in message
-    assert repr(method) in message
-    assert "double" in message
-
-
-def test_a_deployment_without_call_is_told_to_choose_a_method() -> None:
-    """A deployment with no ``__call__`` is told its methods and how to choose one."""
-    message = refusal(lambda: rc.pipeline(add, Silent.bind()))
-    assert "'Silent'" in message
-    assert "speak" in message
-    assert "method=" in message
-
-
-def test_method_on_a_function_is_refused() -> None:
-    """``method=`` belongs to deployments: with a function it is refused, deployed or not."""
-    assert "method='x'" in refusal(lambda: rc.stage(add, method="x"))
-    message = refusal(lambda: rc.stage(square.bind(), method="x"))
-    assert "'_square' is a function" in message
-
-
-@pytest.mark.parametrize(
-    "target",
-    [takes_bare_ref, serve.deployment(takes_bare_ref).bind(), ray.remote(takes_bare_ref)],
-    ids=["function", "deployment", "task"],
-)
-def test_a_bare_object_ref_parameter_is_refused(target: Any) -> None:
-    """A bare ObjectRef parameter is refused, naming the stage, the parameter and rc.Ref[T]."""
-    message = refusal(lambda: rc.pipeline(add, target))
-    assert "'takes_bare_ref'" in message
-    assert "'x'" in message
-    assert "rc.Ref[T]" in message
-
-
-@pytest.mark.parametrize(
-    "compose",
-    [
-        lambda: rc.pipeline(to_text, total),
-        lambda: rc.pipeline(to_text).then(total),
-        lambda: rc.pipeline(add, rc.pipeline(to_text), rc.pipeline(total, add)),
-        lambda: rc.pipeline(rc.stage(to_text, timeout_s=1), rc.stage(total, retry=2)),
-    ],
-)
-def test_types_that_cannot_fit_are_refused(compose: Callable[[], Any]) -> None:
-    """``-> str`` into ``list`` is refused, naming both stages and both types."""
-    message = refusal(compose)
-    assert "'to_text'" in message
-    assert "str" in message
-    assert "'total'" in message
-    assert "list[int]" in message
-
-
-@pytest.mark.parametrize(
-    "stages",
-    [
-        (to_text, lambda x: x, total),
-        (add, to_text),
-        (to_text, rc.passthrough, total),
-        (rc.parallel(to_text, add), total),
-        (counted, add),
-        (counted, rc.collect, total),
-    ],
-)
-def test_types_that_may_fit_are_allowed(stages: tuple[Any, ...]) -> None:
-    """Unannotated or unclear neighbours, and items of a stream, are allowed."""
-    assert isinstance(rc.pipeline(*stages), rc.Pipeline)
-
-
-def test_stage_that_takes_a_stream_behind_a_value_is_refused() -> None:
-    """A stage that takes a stream cannot stand behind one that gives a single value."""
-    message = refusal(lambda: rc.pipeline(add, rc.collect))
-    assert "'collect'" in message
-    assert "'add'" in message
-    assert "yield" in message
-
-
-@pytest.mark.parametrize(
-    "compose",
-    [
-        lambda app: rc.pipeline(add, app),
-        lambda app: rc.pipeline(add).then(app).then(add),
-        lambda app: app | add,
-        lambda app: rc.parallel(add, app),
-    ],
-)
-def test_a_fastapi_ingress_is_no_stage(compose: Callable[[Any], Any]) -> None:
-    """A FastAPI ingress is refused as a stage, with how to bind the pipeline into it instead."""
-
-    class Api:
-        pass
-
-    ingress: Any = serve.deployment(serve.ingress(FastAPI())(Api))
-    message = refusal(lambda: compose(ingress.bind()))
-    assert "'Api'" in message
-    assert "FastAPI" in message
-    assert "Api.bind(app.embed())" in message
-
-
-def test_front_options_on_a_sub_pipeline_are_refused() -> None:
-    """Options of a front deployment have no meaning inside a pipeline, and say so."""
-    inner = rc.pipeline(Model.bind(), add).options(num_replicas=2)
-    for compose in (
-        lambda: rc.pipeline(add, inner),
-        lambda: rc.pipeline(add).then(inner),
-        lambda: rc.parallel(add, inner),
-    ):
-        message = refusal(compose)
-        assert "options" in message
-        assert "whole pipeline" in message
-    assert "num_replicas" in refusal(lambda: rc.pipeline(add, inner))
-
-
-@pytest.mark.parametrize(
-    ("options", "word", "accepted"),
-    [
-        ({"pass_by": "ref"}, "pass_by='ref'", "'reference'"),
-        ({"pass_by": 3}, "pass_by=3", "'value'"),
-        ({"timeout_s": 0}, "timeout_s=0", "seconds above 0"),
-        ({"timeout_s": -1.5}, "timeout_s=-1.5", "seconds above 0"),
-        ({"timeout_s": float("nan")}, "timeout_s=nan", "seconds above 0"),
-        ({"timeout_s": True}, "timeout_s=True", "seconds above 0"),
-        ({"timeout_s": "5"}, "timeout_s='5'", "seconds above 0"),
-        ({"retry": 0}, "retry=0", "1 or more"),
-        ({"retry": True}, "retry=True", "whole number"),
-        ({"retry": 2.5}, "retry=2.5", "rc.Retry"),
-        ({"retry": "3"}, "retry='3'", "rc.Retry"),
-        ({"name": 3}, "name=3", "name"),
-    ],
-)
-def test_bad_stage_options_are_refused(options: Any, word: str, accepted: str) -> None:
-    """An option's wrong value is refused with the stage, the value and what is accepted."""
-    message = refusal(lambda: rc.stage(Model.bind(), **options))
-    assert word in message
-    assert accepted in message
-    assert "Model" in message
-
-
-@pytest.mark.parametrize("option", ["method", "pass_by", "stream"])
-def test_options_of_a_stage_do_not_fit_a_pipeline(option: str) -> None:
-    """method=, pass_by= and stream= belong to a stage: on a pipeline they are refused."""
-    value: Any = {"method": "double", "pass_by": "value", "stream": True}[option]
-    message = refusal(lambda: rc.stage(rc.pipeline(Model.bind(), add), **{option: value}))
-    assert "is a pipeline" in message
-    assert f"{option}=" in message
-
-
-def test_an_unknown_option_is_a_type_error() -> None:
-    """A misspelt option is the TypeError that Python gives for any call."""
-    options: Any = {"timeout": 3}
-    with pytest.raises(TypeError, match="timeout"):
-        rc.stage(add, **options)
-    with pytest.raises(TypeError, match="timeout"):
-        rc.pipeline(add).then(add, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"nope": 1}, "nope"), ({"num_replicas": -1}, "num_replicas")],
-)
-def test_bad_front_options_are_refused_at_once(options: Any, named: str) -> None:
-    """A front option that Ray refuses is a CompositionError where it is written."""
-    assert named in refusal(lambda: rc.pipeline(add).options(**options))
-
-
-@pytest.mark.parametrize(
-    "options", [{"debug": "yes"}, {"max_body_bytes": -1}, {"max_body_bytes": "1"}]
-)
-def test_bad_edge_settings_are_refused_at_once(options: Any) -> None:
-    """debug= and max_body_bytes= are checked as the other options are."""
-    assert next(iter(options)) in refusal(lambda: rc.pipeline(add).options(**options))
-
-
-def test_an_empty_pipeline_is_refused() -> None:
-    """A pipeline has at least one stage, and the message says what one is."""
-    message = refusal(lambda: rc.pipeline())
-    assert "at least one stage" in message
-    assert "bind" in message
-
-
-@pytest.mark.parametrize("targets", [{}, {1: add}, {"a": add, None: add}])
-def test_a_dict_needs_names(targets: Any) -> None:
-    """An empty dict of targets, or one whose keys are not names, is refused."""
-    refusal(lambda: rc.stage(targets))
-
-
-def test_a_sub_pipeline_may_have_a_name_and_limits() -> None:
-    """``rc.stage(pipeline, name=..., timeout_s=...)`` wraps the sub-pipeline under that name."""
-    app = rc.pipeline(add, rc.stage(rc.pipeline(aadd, to_text), name="inner", timeout_s=5))
-    assert names(app) == ["add", "aadd", "to_text"]
-    assert "inner" in repr(app)
-    assert rc.local(app).call(1) == "3"
 
 
 # Pickling

@@ -16,9 +16,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import requests
-from conftest import Deploy
 from ray import cloudpickle, serve
 from starlette.testclient import TestClient
+from support.cluster import Deploy
 
 import raycompose as rc
 

@@ -17,23 +17,20 @@ from typing import Any, NoReturn
 import pytest
 import ray
 import requests
-from conftest import Deploy
 from fastapi import HTTPException as FastAPIHTTPException
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
+from support import pickle_by_value
+from support.cluster import HERE, Deploy
 
 import raycompose as rc
 from raycompose.errors import StageError
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
+pickle_by_value(__name__)
 
-here: Any = {
-    "ray_actor_options": {"num_cpus": 0},
-    "max_ongoing_requests": 100,
-    "graceful_shutdown_timeout_s": 0,
-}
+here: Any = {**HERE, "max_ongoing_requests": 100}
 
 
 # --- Exceptions -----------------------------------------------------------------------------------

@@ -7,31 +7,40 @@ lost. ``RAYCOMPOSE_CHAOS=1`` (``make chaos``) has each fault more often, longer 
 # mypy does not see what Ray's decorators add: .bind.
 # mypy: disable-error-code="attr-defined"
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import load
 import pytest
-from load import Asked, Load, Square, Taker, begun, by_handle, fronted, median_s, over_http, until
-from ray import cloudpickle, serve
+from ray import serve
+from support import load
+from support.cluster import FREE
+from support.load import (
+    Asked,
+    Load,
+    Square,
+    Taker,
+    begun,
+    by_handle,
+    fronted,
+    median_s,
+    over_http,
+)
+from support.scripts import found_by, start
+from support.waiting import until
 
 import raycompose as rc
-
-cloudpickle.register_pickle_by_value(load)  # replicas cannot import a test module
 
 CHAOS = os.environ.get("RAYCOMPOSE_CHAOS") == "1"
 TIMES = 5 if CHAOS else 1
 """How often a fault happens in one test."""
 OVERLOAD_S = 20 if CHAOS else 3
 
-QUICK: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "health_check_period_s": 0.5}
+QUICK: dict[str, Any] = {**FREE, "health_check_period_s": 0.5}
 """A replica that died is replaced within a second or two, rather than ten."""
 
 AT_ONCE: dict[str, Any] = {"graceful_shutdown_timeout_s": 0}
@@ -56,16 +65,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
 @pytest.fixture(scope="module")
 def other_cluster() -> Iterator[subprocess.Popen[str]]:
     """The script that breaks a cluster of its own, beside the tests that come before."""
-    here = Path(__file__).parent
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    paths = [str(here.parent), str(here), environment.get("PYTHONPATH", "")]
-    script = subprocess.Popen(
-        [sys.executable, str(here / "scripts" / "faults_of_a_cluster.py"), str(TIMES)],
-        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    script = start("faults_of_a_cluster.py", TIMES)
     yield script
     script.kill()
     script.communicate()
@@ -191,10 +191,7 @@ def test_a_redeployment_fails_no_request(client: rc.Client, notes: Path, table: 
 @pytest.fixture(scope="module")
 def found(other_cluster: subprocess.Popen[str], table: Table) -> dict[str, Any]:
     """What came out of the script, by fault."""
-    out, err = other_cluster.communicate(timeout=170)
-    lines = [line for line in out.splitlines() if line.startswith("{")]  # others are Ray's
-    assert lines, err[-4000:]
-    result: dict[str, Any] = json.loads(lines[-1])
+    result: dict[str, Any] = found_by(other_cluster)
     for fault, what in result.items():
         for way, counts in what["counts"].items():
             table[f"{fault}, {way}"] = counts

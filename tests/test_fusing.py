@@ -2,29 +2,26 @@
 
 import asyncio
 import os
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pydantic
 import pytest
-import ray
 import requests
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from ray import serve
 from ray.serve.exceptions import BackPressureError
+from support import pickle_by_value
+from support.cluster import HERE
+from support.waiting import until
 
 import raycompose as rc
 from raycompose import _serve
 
 Deploy = Callable[..., rc.Client]
 
-# Replicas cannot import a test module.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-HERE: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "graceful_shutdown_timeout_s": 0}
+pickle_by_value(__name__)
 
 
 class Plus:
@@ -47,14 +44,6 @@ def front(app: rc.Pipeline[Any, Any]) -> Any:
 def deployed(app: Any) -> list[str]:
     """The names of the deployments that Ray would start for an application."""
     return sorted(d.name for d in _serve.build(app, "app").deployments)
-
-
-def until(condition: Callable[[], bool], within_s: float) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 # --- Which stages ---------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from conftest import Deploy
 from ray import ObjectRef, serve
+from support import pickle_by_value
+from support.cluster import Deploy
 
 import raycompose as rc
 from raycompose.flow import promises
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
+pickle_by_value(__name__)
 
 SOAK = os.environ.get("RAYCOMPOSE_SOAK") == "1"
 pytestmark = pytest.mark.timeout(1800 if SOAK else 180)

@@ -11,6 +11,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from starlette.testclient import TestClient
+from support.waiting import apoll
 
 import raycompose as rc
 from raycompose.errors import TRANSIENT
@@ -49,13 +50,6 @@ class Flaky:
         if self.errors:
             raise self.errors.pop(0)
         return x
-
-
-async def until(condition: Callable[[], Any], deadline_s: float = 5) -> None:
-    """Wait for what happens on another event loop."""
-    end = time.monotonic() + deadline_s
-    while not condition() and time.monotonic() < end:  # noqa: ASYNC110  # as above
-        await asyncio.sleep(0.005)
 
 
 def drain(items: Iterator[Any], into: list[Any]) -> None:
@@ -360,7 +354,7 @@ def test_a_failure_cancels_its_siblings() -> None:
     sibling = Watched()
 
     async def failing(x: Any) -> Any:
-        await until(lambda: sibling.began)
+        await apoll(lambda: sibling.began)
         raise ValueError("first")
 
     with pytest.raises(ValueError, match="first"):
@@ -396,7 +390,7 @@ def test_cancelling_the_awaiting_task_cancels_what_runs() -> None:
 
     async def call() -> None:
         task = asyncio.ensure_future(client.acall(1))
-        await until(lambda: stage.began)
+        await apoll(lambda: stage.began)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -427,9 +421,9 @@ def test_a_client_that_disconnects_cancels_what_runs() -> None:
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
         task = asyncio.ensure_future(app(scope, receive, send))
-        await until(lambda: stage.began)
+        await apoll(lambda: stage.began)
         gone.set()
-        await until(stage.cancelled.is_set)
+        await apoll(stage.cancelled.is_set)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

@@ -3,33 +3,18 @@
 The nodes are made by a script with a cluster of its own, which runs once for this file.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.scripts import found_by, start
 
-SCRIPT = Path(__file__).parent / "scripts" / "nodes_of_a_cluster.py"
 SIZE = 2_000_000
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What came out of the script, by case."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]  # others are Ray's
-    assert lines, done.stderr[-4000:]
-    result: dict[str, Any] = json.loads(lines[-1])
+    result: dict[str, Any] = found_by(start("nodes_of_a_cluster.py"))
     return result
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import Deploy
 from ray import serve
 from starlette.requests import Request
 from starlette.testclient import TestClient
+from support.cluster import Deploy
 
 import raycompose as rc
 

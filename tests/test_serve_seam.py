@@ -1,8 +1,4 @@
-"""Ray as it is relied on: each test pins one behaviour, so that a release that changes it shows.
-
-The first part pins the private names that ``raycompose/_serve.py`` uses, the second the public
-behaviour that the code is built around.
-"""
+"""The seam: each private name of Ray that ``raycompose/_serve.py`` uses is pinned by a test."""
 
 import ast
 import asyncio
@@ -10,115 +6,24 @@ import inspect
 import pickle
 import re
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import ray
-from conftest import Deploy
+import test_serve_facts
 from fastapi import FastAPI
-from ray import _raylet, serve  # pinned here
+from ray import serve  # pinned here
 from ray.exceptions import RayTaskError
 from ray.serve import Application, context
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from support import pickle_by_value, plain
+from support.plain import Batched, Box, Echo, Shape
+from support.waiting import until
 
 import raycompose as rc
 from raycompose import _serve
 
-NO_CPU = {"num_cpus": 0}
-
-# Replicas do not find the test modules by name.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-class _Echo:
-    """What most tests call; it remembers what was cancelled."""
-
-    def __init__(self) -> None:
-        self.cancelled: list[str] = []
-        self.produced = 0
-
-    async def __call__(self, value: Any = None) -> Any:
-        return value
-
-    async def kinds(self, value: Any) -> list[str]:
-        items = value if isinstance(value, list) else [value]
-        return [type(item).__name__ for item in items]
-
-    async def sleep(self, label: str) -> None:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            self.cancelled.append(label)
-            raise
-
-    async def count(self, n: int) -> AsyncIterator[int]:
-        for i in range(n):
-            self.produced += 1
-            yield i
-
-    async def slowly(self, label: str) -> AsyncIterator[int]:
-        try:
-            for i in range(1000):
-                yield i
-                await asyncio.sleep(0.01)
-        finally:
-            self.cancelled.append(label)
-
-    async def seen(self) -> dict[str, Any]:
-        return {"cancelled": self.cancelled, "produced": self.produced}
-
-    async def fail(self, kind: str) -> None:
-        if kind == "kept":
-            error: Exception = rc.NoMatchError("switch", "a", ("b",))
-            error.__dict__["mark"] = "kept"
-            raise error
-        raise Unpicklable(code=7)
-
-    async def model_id(self) -> str:
-        return str(serve.get_multiplexed_model_id())
-
-    async def request_id(self) -> str:
-        return _serve.request_context().request_id
-
-    async def context(self) -> dict[str, str]:
-        return _serve.request_context()._asdict()
-
-
-class Unpicklable(Exception):
-    """Does not pass its arguments to ``super().__init__``, so it does not unpickle."""
-
-    def __init__(self, *, code: int) -> None:
-        super().__init__()
-        self.code = code
-
-
-class Batched:
-    """Multiplies batches, and remembers their sizes."""
-
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-        self.sizes: list[int] = []
-
-    @serve.batch(  # type: ignore[untyped-decorator]  # Ray's
-        max_batch_size=3, batch_wait_timeout_s=0.05, max_concurrent_batches=2
-    )
-    async def many(self, xs: list[int]) -> list[int]:
-        self.sizes.append(len(xs))
-        return [x * self.factor for x in xs]
-
-    async def plain(self, x: int) -> int:
-        return x
-
-
-class Box:
-    """An object that holds an application, or in a replica its handle."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
+pickle_by_value(__name__)
 
 
 class Either(_serve.LazyApplication):
@@ -126,100 +31,6 @@ class Either(_serve.LazyApplication):
 
     def bind_front(self) -> Any:
         return _serve.deployment_of(Shape.bind(Box(None)))
-
-
-class _Shape:
-    """One class that answers unary, streaming and HTTP calls; it may hold an Echo in a box."""
-
-    def __init__(self, box: Box) -> None:
-        self.box = box
-
-    async def __call__(self, n: Any) -> Any:
-        if isinstance(n, int):
-            return self._items(n)
-        return type(n).__name__
-
-    async def _items(self, n: int) -> AsyncIterator[int]:
-        for i in range(n):
-            yield i
-
-    async def held(self) -> str:
-        return type(self.box.app).__name__
-
-    async def pull(self, box: Box, n: int) -> int:
-        """Iterate a stream of another replica, through a handle that came as an argument."""
-        response = box.app.options(stream=True, method_name="count").remote(n)
-        return sum([item async for item in response])
-
-    async def batches(self) -> tuple[list[int], list[int], list[int], list[int]]:
-        deployment: Any = serve.deployment(Batched)
-        a, b = (_serve.with_own_batch_queues(Batched, deployment)(n) for n in (10, 100))
-        results = await asyncio.gather(*(f(x) for x in (1, 2, 3) for f in (a.many, b.many)))
-        return results[::2], results[1::2], a.sizes, b.sizes
-
-    async def cancelled_in_a_group(self) -> tuple[int, int, str]:
-        """Return how many calls Ray tracks of a group, how many of others, and their end."""
-        group = _serve.CallGroup()
-        with group.calling():
-            response = self.box.app.sleep.remote("group")
-        await response._to_object_ref()  # assigned
-        tracked = context._get_in_flight_requests(group.id)
-        others = context._get_in_flight_requests("another")
-        counts = len(tracked), len(others)
-        group.cancel()
-        try:
-            await response
-        except asyncio.CancelledError as error:
-            return *counts, type(error).__name__
-        return *counts, "a result"
-
-    async def detached(self) -> list[Any]:
-        """Return the ids by which Ray finds what this request calls: here, and detached."""
-
-        async def ids() -> tuple[str, Any]:
-            request = context._serve_request_context.get()
-            return request._internal_request_id, _raylet.async_task_id.get()  # type: ignore[attr-defined]
-
-        return [await ids(), await _serve.detached(ids()), await asyncio.ensure_future(ids())]
-
-    async def downstream_model_id(self) -> tuple[str, str]:
-        mine = serve.get_multiplexed_model_id()
-        return mine, await self.box.app.model_id.remote()
-
-    async def downstream_request_id(self) -> tuple[str, str]:
-        return _serve.request_context().request_id, await self.box.app.request_id.remote()
-
-
-Echo: Any = serve.deployment(name="Echo", ray_actor_options=NO_CPU)(_Echo)
-Shape: Any = serve.deployment(name="Shape", ray_actor_options=NO_CPU)(_Shape)
-
-
-class Handles(NamedTuple):
-    echo: DeploymentHandle[Any]
-    shape: DeploymentHandle[Any]
-
-
-@pytest.fixture(scope="module")
-def handles(deploy: Deploy) -> Handles:
-    """Two deployments of plain Ray Serve."""
-    echo = deploy(Echo.bind()).handle
-    shape = deploy(Shape.bind(Box(Echo.bind()))).handle
-    return Handles(echo, shape)
-
-
-def until(condition: Callable[[], Any], deadline_s: float = 10) -> Any:
-    """Poll until ``condition`` gives something true, and return it."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if result := condition():
-            return result
-        time.sleep(0.02)
-    raise AssertionError(f"not true within {deadline_s} s")
-
-
-def test_a_group_of_calls_is_cancelled_together(handles: Handles) -> None:
-    """Ray tracks calls by ``_internal_request_id``: those under way ``_get_in_flight_requests``."""
-    assert handles.shape.cancelled_in_a_group.remote().result() == (1, 0, "CancelledError")
 
 
 def test_a_call_that_is_not_assigned_yet_is_cancelled_with_its_group() -> None:
@@ -237,18 +48,6 @@ def test_a_call_that_is_not_assigned_yet_is_cancelled_with_its_group() -> None:
     assert asyncio.run(assigning())
 
 
-def test_a_detached_task_has_ids_of_its_own(handles: Handles) -> None:
-    """``_serve_request_context`` and ``async_task_id`` tell Ray whose calls to cancel."""
-    here, detached, beside = handles.shape.detached.remote().result()
-    assert here == beside
-    assert here[1] is not None
-    assert detached[0] not in ("", here[0])
-    assert detached[1] is None
-
-
-# The seam itself
-
-
 def private_names_used() -> set[str]:
     """Return what _serve.py imports from Ray, and the private attributes that it reads."""
     tree = ast.parse(Path(_serve.__file__).read_text())
@@ -262,8 +61,9 @@ def private_names_used() -> set[str]:
 
 
 def test_every_private_name_in_the_seam_is_named_in_this_file() -> None:
-    """A name that the seam takes from Ray without a test here is noticed."""
-    text = Path(__file__).read_text()
+    """A name that the seam takes from Ray without a test, here or in a replica, is noticed."""
+    files = (__file__, test_serve_facts.__file__, plain.__file__)
+    text = "".join(Path(file).read_text() for file in files)
     used = {name for name in private_names_used() if name.startswith("_") or name[0].islower()}
     assert used, "the seam uses private names"
     assert sorted(name for name in used if not re.search(rf"\b{name}\b", text)) == []
@@ -386,11 +186,6 @@ def _queue_of(method: Any) -> Any:
     )
 
 
-def test_instances_with_queues_of_their_own_do_not_mix(handles: Handles) -> None:
-    """Two instances of a batched class, each with queues of its own, answer their own calls."""
-    assert handles.shape.batches.remote().result() == ([10, 20, 30], [100, 200, 300], [3], [3])
-
-
 def test_the_function_of_a_task() -> None:
     """A task has the Python function in ``_function``; its ``options()`` hold it in a closure."""
     task = ray.remote(until)
@@ -485,18 +280,6 @@ def test_cluster_address_without_an_environment(
     assert _serve.cluster_address(None) == "192.0.2.2:6379"
 
 
-def test_running_tells_where_serve_listens(deploy: Deploy) -> None:
-    """``_get_global_client`` gives the HTTP config and each application's route prefix."""
-    client = deploy(Echo.bind())
-    found = _serve.running()
-    assert found is not None
-    assert client.url in [
-        f"http://{host}:{found.port}{prefix}/"
-        for host in (found.host, "127.0.0.1")
-        for prefix in found.route_prefixes.values()
-    ]
-
-
 @pytest.mark.parametrize(
     ("value", "body", "kind"),
     [
@@ -529,60 +312,6 @@ def test_outside_a_replica_the_request_context_is_empty() -> None:
     assert _serve.request_context() == ("", "", "")
 
 
-def test_inside_a_replica_the_request_context_has_the_ids(handles: Handles) -> None:
-    """In a replica the context has the request's id, the application and the model id."""
-    context = handles.echo.options(
-        method_name="context", multiplexed_model_id="m"
-    ).remote().result()  # fmt: skip
-    assert context["request_id"]
-    assert context["app_name"].startswith("app")
-    assert context["multiplexed_model_id"] == "m"
-
-
-# References
-
-
-def test_a_response_has_an_object_ref(handles: Handles) -> None:
-    """``_to_object_ref`` gives the ObjectRef of a call by reference, before it has finished."""
-
-    async def call() -> tuple[bool, Any]:
-        ref = await _serve.object_ref(handles.echo.options(_by_reference=True).remote(5))
-        return isinstance(ref, ray.ObjectRef), await ref
-
-    assert asyncio.run(call()) == (True, 5)
-
-
-def test_a_streaming_response_has_a_generator_of_object_refs(handles: Handles) -> None:
-    """``_to_object_ref_gen`` gives references to the items of a streaming call by reference."""
-
-    async def call() -> list[Any]:
-        count = handles.echo.options(stream=True, method_name="count", _by_reference=True)
-        refs = await _serve.object_ref_gen(count.remote(3))
-        return [await ref async for ref in refs]
-
-    assert asyncio.run(call()) == [0, 1, 2]
-
-
-def test_a_call_by_grpc_has_no_object_ref(handles: Handles) -> None:
-    """A call by gRPC says so in ``by_reference``; ``_to_object_ref`` then raises."""
-
-    async def call() -> None:
-        response = handles.echo.options(_by_reference=False).remote(5)
-        stream = handles.echo.options(stream=True, method_name="count", _by_reference=False)
-        items = stream.remote(3)
-        assert response.by_reference is False
-        with pytest.raises(RuntimeError):
-            await response._to_object_ref()
-        with pytest.raises(RuntimeError):
-            await items._to_object_ref_gen()
-        assert await _serve.object_ref(response) is None
-        assert await _serve.object_ref_gen(items) is None
-        assert await response == 5
-        assert [item async for item in items] == [0, 1, 2]
-
-    asyncio.run(call())
-
-
 def test_local_testing_mode_has_no_object_ref() -> None:
     """In local testing mode ``_to_object_ref`` raises a RuntimeError that says so."""
 
@@ -601,86 +330,6 @@ def test_local_testing_mode_has_no_object_ref() -> None:
     assert asyncio.run(call()) == 5
 
 
-def test_a_top_level_reference_is_resolved_on_arrival(handles: Handles) -> None:
-    """A bare ObjectRef or response argument arrives as its value, so it cannot be a reference."""
-    kinds = handles.echo.kinds
-    assert kinds.remote(ray.put(5)).result() == ["int"]
-    assert kinds.remote(handles.echo.remote("x")).result() == ["str"]
-
-
-def test_a_reference_inside_a_list_arrives_as_it_is(handles: Handles) -> None:
-    """A list that holds an ObjectRef is passed on unchanged."""
-    assert handles.echo.kinds.remote([ray.put(5), 5]).result() == ["ObjectRef", "int"]
-
-
-def test_a_response_inside_a_list_is_refused(handles: Handles) -> None:
-    """A DeploymentResponse inside a container cannot be sent, hence references."""
-    response = handles.echo.remote(5)
-    with pytest.raises(RayServeException, match="serializ"):
-        handles.echo.kinds.remote([response]).result()
-    assert response.result() == 5
-
-
-# Streams
-
-
-def test_one_call_method_answers_unary_and_streaming(handles: Handles) -> None:
-    """An ``async def`` that returns a value or an async generator answers both kinds of call."""
-    assert handles.shape.remote("x").result() == "str"
-    assert list(handles.shape.options(stream=True).remote(3)) == [0, 1, 2]
-
-
-def test_a_handle_inside_an_object_travels_and_streams(handles: Handles) -> None:
-    """An object that holds a handle can be an argument, and its receiver streams through it."""
-    assert handles.shape.pull.remote(Box(handles.echo), 10).result() == 45
-
-
-def test_a_stream_cannot_be_an_argument(handles: Handles) -> None:
-    """A DeploymentResponseGenerator as an argument is refused, hence our own streams."""
-    stream = handles.echo.options(stream=True, method_name="count").remote(3)
-    with pytest.raises(Exception, match="Streaming deployment handle results cannot"):
-        handles.echo.kinds.remote(stream).result()
-    stream.cancel()
-
-
-def test_cancelling_a_stream_stops_its_producer(handles: Handles) -> None:
-    """``response.cancel()`` on a stream closes the generator in the replica."""
-    stream = handles.echo.options(stream=True, method_name="slowly").remote("stream")
-    assert next(iter(stream)) == 0
-    stream.cancel()
-    until(lambda: "stream" in handles.echo.seen.remote().result()["cancelled"])
-
-
-def test_a_remote_producer_runs_ahead(handles: Handles) -> None:
-    """Ray Serve's streams have no back-pressure: a producer makes all, whoever asks for one."""
-    before = handles.echo.seen.remote().result()["produced"]
-    stream = handles.echo.options(stream=True, method_name="count").remote(2000)
-    assert next(iter(stream)) == 0
-    until(lambda: handles.echo.seen.remote().result()["produced"] == before + 2000, 30)
-    stream.cancel()
-
-
-# Applications and handles
-
-
-def test_in_a_replica_a_handle_takes_the_place_of_an_application(handles: Handles) -> None:
-    """The application inside a bound argument is a DeploymentHandle in the replica."""
-    assert handles.shape.held.remote().result() == "DeploymentHandle"
-
-
-def test_a_handle_has_every_attribute(handles: Handles) -> None:
-    """``hasattr(handle, anything)`` is true, so handles are recognised by isinstance alone."""
-    assert hasattr(handles.echo, "no_such_method_anywhere")
-    assert isinstance(handles.echo, DeploymentHandle)
-    assert not callable(handles.echo)
-
-
-def test_handles_and_unstarted_responses_pickle(handles: Handles) -> None:
-    """A handle survives pickling, with its options."""
-    again = pickle.loads(pickle.dumps(handles.echo.options(method_name="kinds")))
-    assert again.remote(5).result() == ["int"]
-
-
 def test_defaults_of_a_deployment() -> None:
     """A deployment asks for one CPU and takes five requests at once unless told otherwise."""
     plain = serve.deployment(until)
@@ -693,76 +342,6 @@ def test_two_deployments_of_one_name_are_told_apart() -> None:
     """Of two deployments of one name the second becomes ``Name_1``."""
     built = _serve.build(Shape.bind([Echo.bind(), Echo.bind()]), "app")
     assert [d.name for d in built.deployments] == ["Echo", "Echo_1", "Shape"]
-
-
-# Cancellation, errors, ids
-
-
-def test_cancelling_an_await_does_not_cancel_the_call(handles: Handles) -> None:
-    """``asyncio.wait_for`` leaves the remote call running; ``response.cancel()`` ends it."""
-
-    async def call(label: str, *, cancel: bool) -> DeploymentResponse[Any]:
-        response = handles.echo.sleep.remote(label)
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(_awaited(response), 0.5)
-        if cancel:
-            response.cancel()
-        return response
-
-    left = asyncio.run(call("left", cancel=False))
-    asyncio.run(call("ended", cancel=True))
-    until(lambda: "ended" in handles.echo.seen.remote().result()["cancelled"])
-    assert "left" not in handles.echo.seen.remote().result()["cancelled"]
-    left.cancel()
-
-
-async def _awaited(response: Any) -> Any:
-    return await response
-
-
-def test_an_exceptions_dict_crosses_processes(handles: Handles) -> None:
-    """What is set on an exception travels with it: the name of the stage that failed does so."""
-    with pytest.raises(rc.NoMatchError) as caught:
-        handles.echo.fail.remote("kept").result()
-    error = _serve.unwrap(caught.value)
-    assert isinstance(error, rc.NoMatchError)
-    assert (error.node, error.keys, vars(error)["mark"]) == ("switch", ("b",), "kept")
-
-
-def test_an_exception_that_does_not_unpickle_loses_its_type(handles: Handles) -> None:
-    """An exception whose arguments do not reach ``super().__init__`` arrives as another."""
-    with pytest.raises(Exception, match="Unpicklable") as caught:
-        handles.echo.fail.remote("lost").result()
-    assert not isinstance(_serve.unwrap(caught.value), Unpicklable)
-
-
-def test_the_model_id_is_not_passed_on_and_the_request_id_is(handles: Handles) -> None:
-    """Ray Serve passes the request id on downstream by itself, the multiplexed model id not."""
-    shape = handles.shape.options(multiplexed_model_id="m")
-    assert shape.downstream_model_id.remote().result() == ("m", "")
-    mine, theirs = handles.shape.downstream_request_id.remote().result()
-    assert mine
-    assert mine == theirs
-
-
-def test_result_raises_inside_a_running_loop(handles: Handles) -> None:
-    """``.result()`` is refused on an event loop, hence the client's loop in a thread."""
-
-    async def call() -> None:
-        response = handles.echo.remote(1)
-        with pytest.raises(RuntimeError):
-            response.result()
-        assert await response == 1
-
-    asyncio.run(call())
-
-
-def test_stream_of_one_result_is_told_by_its_message(handles: Handles) -> None:
-    """Ray raises a TypeError for ``stream=True`` on a method that gives one result."""
-    with pytest.raises(TypeError) as caught:
-        list(handles.echo.options(stream=True).remote(1))
-    assert _serve.did_not_stream(caught.value)
-    assert not _serve.did_not_stream(TypeError("a user's own"))
 
 
 def test_back_pressure_knows_its_retry_after() -> None:

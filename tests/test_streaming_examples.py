@@ -11,8 +11,8 @@ from typing import Any
 import openai
 import pytest
 import requests
-from conftest import Deploy
 from starlette.testclient import TestClient
+from support.cluster import Deploy
 from test_examples import TIMEOUT_S, get, load
 
 import raycompose as rc

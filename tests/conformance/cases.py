@@ -5,7 +5,6 @@ otherwise over HTTP than by a handle, ``body`` says how.
 """
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,11 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
+from support import pickle_by_value
 
 import raycompose as rc
 
-# Replicas cannot import a test module.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pickle_by_value(__name__)
 
 SAME = object()
 

@@ -8,25 +8,21 @@ Prints one JSON object: how many requests had which fate, by fault and way.
 
 import json
 import logging
-import os
-import socket
 import sys
 import tempfile
 from functools import partial
 from typing import Any
 
-os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
-
-import load
 import ray
-from load import Asked, Load, Square, fronted, until
-from ray import cloudpickle, serve
+from ray import serve
 from ray._private import utils  # noqa: TID251  # nothing public keeps a cluster to itself
 from ray.cluster_utils import Cluster
+from support import load
+from support.cluster import start_serve
+from support.load import Asked, Load, Square, fronted
+from support.waiting import until
 
 import raycompose as rc
-
-cloudpickle.register_pickle_by_value(load)
 
 SOON = {"health_check_period_ms": 300, "health_check_failure_threshold": 5}
 """A node that is gone is noticed within seconds."""
@@ -108,12 +104,8 @@ def main(times: int) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     cluster.add_node(**node)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     # On one machine the nodes' proxies share the port, and a removed node's would take connections.
-    serve.start(proxy_location="HeadOnly", http_options={"port": port})
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    start_serve(proxy_location="HeadOnly")
     with tempfile.TemporaryDirectory() as notes:
         client = rc.run(pipeline(notes))
         result = {"the controller dies": controller_dies(client, times)}

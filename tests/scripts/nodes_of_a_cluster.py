@@ -9,19 +9,18 @@ Prints one JSON object: what came out, by case.
 import asyncio
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
-
 import ray
 from ray import ObjectRef, serve
 from ray._private import utils  # noqa: TID251  # nothing public keeps a cluster to itself
 from ray.cluster_utils import Cluster
+from support.cluster import start_serve
+from support.gate import build_gate, gate
+from support.waiting import until
 
 import raycompose as rc
 
@@ -32,35 +31,6 @@ NOTICE_SOON = {"health_check_period_ms": 300, "health_check_failure_threshold": 
 """A node that is gone is noticed within seconds."""
 
 Value = dict[str, Any]
-
-
-class Gate:
-    """Whoever waits at it goes on when somebody else has opened it."""
-
-    def __init__(self) -> None:
-        self._open = asyncio.Event()
-        self._waiting = 0
-
-    async def close(self) -> None:
-        self._open = asyncio.Event()
-
-    async def open(self) -> None:
-        self._open.set()
-
-    async def wait(self) -> None:
-        self._waiting += 1
-        try:
-            await self._open.wait()
-        finally:
-            self._waiting -= 1
-
-    async def waiting(self) -> int:
-        return self._waiting
-
-
-def gate() -> Any:
-    """The gate, from any process."""
-    return ray.get_actor("gate", namespace="nodes")
 
 
 def here() -> str:
@@ -194,15 +164,6 @@ def every_way(client: rc.Client, hand: Callable[[], Value]) -> dict[str, Any]:
     return {**{name: call(name) for name in names}, "by hand": seen(hand())}
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.05)
-
-
 def failure(function: Callable[[], Any]) -> dict[str, Any]:
     """What a call raises, and that it does so in time."""
     started = time.monotonic()
@@ -228,9 +189,9 @@ def lost(cluster: Any, node: Any, client: rc.Client) -> dict[str, Any]:
     with ThreadPoolExecutor() as pool:
         asked = {"do": "late", "input": None}
         late = pool.submit(failure, lambda: client.call(asked, timeout_s=2 * TIMEOUT_S))
-        until(lambda: ray.get(gate().waiting.remote()) == 1, "the stage waits at the gate")
+        until(lambda: ray.get(gate().waiting.remote()) == 1)
         cluster.remove_node(node, allow_graceful=False)
-        until(lambda: sum(n["Alive"] for n in ray.nodes()) == 2, "Ray sees that the node is gone")
+        until(lambda: sum(n["Alive"] for n in ray.nodes()) == 2)
         ray.get(gate().open.remote())
         return {
             "of a call": failure(lambda: rc.resolve_sync([of_call])),
@@ -251,13 +212,8 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     cluster.add_node(**node, resources={"left": 1})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"port": port})
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
-    pin = ray.remote(num_cpus=0, resources={"head": 0.01}, max_concurrency=100)
-    held = pin(Gate).options(name="gate", namespace="nodes").remote()
+    start_serve()
+    held = build_gate(resources={"head": 0.01})
     found = {}
     on_head, on_left = pinned("head"), pinned("left")
     client = run("two", ways(on_left, on_head, on_left, make_on("left")))

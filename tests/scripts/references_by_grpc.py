@@ -5,41 +5,23 @@
 
 import asyncio
 import json
-import logging
-import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import ray
 from ray import ObjectRef, serve
 from ray.serve.handle import DeploymentHandle
+from support.cluster import HERE, start_ray
+from support.gate import build_gate, gate
 
 import raycompose as rc
 
 TIMEOUT_S = 30.0
-here: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 100}
+here: dict[str, Any] = {**HERE, "max_ongoing_requests": 100}
 
 
 class Refused(Exception):
     """What the stages here fail with."""
-
-
-class Gate:
-    def __init__(self) -> None:
-        self._open = asyncio.Event()
-
-    async def close(self) -> None:
-        self._open = asyncio.Event()
-
-    async def open(self) -> None:
-        self._open.set()
-
-    async def wait(self) -> None:
-        await self._open.wait()
-
-
-def gate() -> Any:
-    return ray.get_actor("gate", namespace="references")
 
 
 class Slow:
@@ -145,19 +127,8 @@ def piped(client: rc.Client) -> dict[str, Any]:
 
 def main() -> None:
     """Start a cluster, run every case and print what came out."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        include_dashboard=False,
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"port": port})
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
-    held = ray.remote(num_cpus=0)(Gate).options(name="gate", namespace="references").remote()
+    start_ray(num_cpus=4)
+    held = build_gate()
     slow, eager = (serve.deployment(d, **here).bind() for d in (Slow, Eager))
     ingress = serve.deployment(Ingress, **here).bind(slow, eager)
 

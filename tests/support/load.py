@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import raycompose as rc
+from support.waiting import until
 
 LIMIT_S = 30.0
 """A request that has no answer by then is lost."""
@@ -211,12 +212,3 @@ def clients(client: rc.Client) -> list[Send]:
 def median_s(requests: list[Request]) -> float:
     """The median of the times until the answer."""
     return median(request.took_s for request in requests)
-
-
-def until(condition: Callable[[], Any], within_s: float = LIMIT_S) -> Any:
-    """Wait for a condition and return what it gave; fail when it does not come true in time."""
-    deadline = time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.05)
-    return found

@@ -1,19 +1,15 @@
 """What stages themselves write down, wherever they run: one file for each request."""
 
 import asyncio
-import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle
 from ray.serve.exceptions import RequestCancelledError
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
 
 Call = dict[str, Any]
 """What goes through a graph: at least ``journal``, the folder, and ``label``, the request."""
@@ -78,11 +74,3 @@ def running(call: Call) -> Counter[str]:
     """Return what has started and not ended."""
     ended = (count(call, event) for event in ("cancelled", "left", "failed", "finished"))
     return count(call, "started") - sum(ended, Counter())
-
-
-async def until(condition: Callable[[], Any], deadline_s: float = 10) -> bool:
-    """Wait for what other processes do, and tell whether it happened in time."""
-    end = time.monotonic() + deadline_s
-    while not (happened := bool(condition())) and time.monotonic() < end:  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
-    return happened

@@ -1,0 +1,67 @@
+"""Starting Ray and Serve for tests, and the options of what they deploy."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # num_gpus=0 says nothing of accelerators
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+import raycompose as rc
+
+Deploy = Callable[..., rc.Client]
+
+FREE: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}}
+"""Options of a deployment that asks for no CPU, so that any number of them starts."""
+HERE: dict[str, Any] = {**FREE, "graceful_shutdown_timeout_s": 0}
+"""The same, ended at once, whatever it is doing."""
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_ray(num_cpus: int, **options: Any) -> None:
+    """Start a Ray, never join one that happens to run here, and a quiet Serve on it."""
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        include_dashboard=False,
+        **options,
+    )
+    start_serve()
+
+
+def start_serve(**options: Any) -> None:
+    """Start Serve on a free port, with its log kept out of the output."""
+    serve.start(http_options={"port": free_port()}, **options)
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+
+
+ENGINES = ("local", "fused", "distributed")
+
+
+def open_on(engine: str, app: Any, deploy: Callable[[], Deploy]) -> Any:
+    """Open a pipeline on an engine.
+
+    Args:
+        engine: One of ``ENGINES``.
+        app: The pipeline.
+        deploy: Gives the fixture of that name; called only where a cluster is needed.
+    """
+    if engine == "local":
+        return rc.local(app)
+    opened: Application = app.fuse() if engine == "fused" else app
+    return deploy()(opened)

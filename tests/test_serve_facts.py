@@ -1,0 +1,255 @@
+"""Ray Serve in replicas, as it is relied on: a release that changes one of these is noticed."""
+
+import asyncio
+import pickle
+from typing import Any, NamedTuple
+
+import pytest
+import ray
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from support import pickle_by_value
+from support.cluster import Deploy
+from support.plain import Box, Echo, Shape, Unpicklable
+from support.waiting import until
+
+import raycompose as rc
+from raycompose import _serve
+
+pickle_by_value(__name__)
+
+
+class Handles(NamedTuple):
+    echo: DeploymentHandle[Any]
+    shape: DeploymentHandle[Any]
+
+
+@pytest.fixture(scope="module")
+def handles(deploy: Deploy) -> Handles:
+    """Two deployments of plain Ray Serve."""
+    echo = deploy(Echo.bind()).handle
+    shape = deploy(Shape.bind(Box(Echo.bind()))).handle
+    return Handles(echo, shape)
+
+
+def test_a_group_of_calls_is_cancelled_together(handles: Handles) -> None:
+    """Ray tracks calls by ``_internal_request_id``: those under way ``_get_in_flight_requests``."""
+    assert handles.shape.cancelled_in_a_group.remote().result() == (1, 0, "CancelledError")
+
+
+def test_a_detached_task_has_ids_of_its_own(handles: Handles) -> None:
+    """``_serve_request_context`` and ``async_task_id`` tell Ray whose calls to cancel."""
+    here, detached, beside = handles.shape.detached.remote().result()
+    assert here == beside
+    assert here[1] is not None
+    assert detached[0] not in ("", here[0])
+    assert detached[1] is None
+
+
+def test_instances_with_queues_of_their_own_do_not_mix(handles: Handles) -> None:
+    """Two instances of a batched class, each with queues of its own, answer their own calls."""
+    assert handles.shape.batches.remote().result() == ([10, 20, 30], [100, 200, 300], [3], [3])
+
+
+def test_running_tells_where_serve_listens(deploy: Deploy) -> None:
+    """``_get_global_client`` gives the HTTP config and each application's route prefix."""
+    client = deploy(Echo.bind())
+    found = _serve.running()
+    assert found is not None
+    assert client.url in [
+        f"http://{host}:{found.port}{prefix}/"
+        for host in (found.host, "127.0.0.1")
+        for prefix in found.route_prefixes.values()
+    ]
+
+
+def test_inside_a_replica_the_request_context_has_the_ids(handles: Handles) -> None:
+    """In a replica the context has the request's id, the application and the model id."""
+    context = handles.echo.options(
+        method_name="context", multiplexed_model_id="m"
+    ).remote().result()  # fmt: skip
+    assert context["request_id"]
+    assert context["app_name"].startswith("app")
+    assert context["multiplexed_model_id"] == "m"
+
+
+def test_a_response_has_an_object_ref(handles: Handles) -> None:
+    """``_to_object_ref`` gives the ObjectRef of a call by reference, before it has finished."""
+
+    async def call() -> tuple[bool, Any]:
+        ref = await _serve.object_ref(handles.echo.options(_by_reference=True).remote(5))
+        return isinstance(ref, ray.ObjectRef), await ref
+
+    assert asyncio.run(call()) == (True, 5)
+
+
+def test_a_streaming_response_has_a_generator_of_object_refs(handles: Handles) -> None:
+    """``_to_object_ref_gen`` gives references to the items of a streaming call by reference."""
+
+    async def call() -> list[Any]:
+        count = handles.echo.options(stream=True, method_name="count", _by_reference=True)
+        refs = await _serve.object_ref_gen(count.remote(3))
+        return [await ref async for ref in refs]
+
+    assert asyncio.run(call()) == [0, 1, 2]
+
+
+def test_a_call_by_grpc_has_no_object_ref(handles: Handles) -> None:
+    """A call by gRPC says so in ``by_reference``; ``_to_object_ref`` then raises."""
+
+    async def call() -> None:
+        response = handles.echo.options(_by_reference=False).remote(5)
+        stream = handles.echo.options(stream=True, method_name="count", _by_reference=False)
+        items = stream.remote(3)
+        assert response.by_reference is False
+        with pytest.raises(RuntimeError):
+            await response._to_object_ref()
+        with pytest.raises(RuntimeError):
+            await items._to_object_ref_gen()
+        assert await _serve.object_ref(response) is None
+        assert await _serve.object_ref_gen(items) is None
+        assert await response == 5
+        assert [item async for item in items] == [0, 1, 2]
+
+    asyncio.run(call())
+
+
+def test_a_top_level_reference_is_resolved_on_arrival(handles: Handles) -> None:
+    """A bare ObjectRef or response argument arrives as its value, so it cannot be a reference."""
+    kinds = handles.echo.kinds
+    assert kinds.remote(ray.put(5)).result() == ["int"]
+    assert kinds.remote(handles.echo.remote("x")).result() == ["str"]
+
+
+def test_a_reference_inside_a_list_arrives_as_it_is(handles: Handles) -> None:
+    """A list that holds an ObjectRef is passed on unchanged."""
+    assert handles.echo.kinds.remote([ray.put(5), 5]).result() == ["ObjectRef", "int"]
+
+
+def test_a_response_inside_a_list_is_refused(handles: Handles) -> None:
+    """A DeploymentResponse inside a container cannot be sent, hence references."""
+    response = handles.echo.remote(5)
+    with pytest.raises(RayServeException, match="serializ"):
+        handles.echo.kinds.remote([response]).result()
+    assert response.result() == 5
+
+
+def test_one_call_method_answers_unary_and_streaming(handles: Handles) -> None:
+    """An ``async def`` that returns a value or an async generator answers both kinds of call."""
+    assert handles.shape.remote("x").result() == "str"
+    assert list(handles.shape.options(stream=True).remote(3)) == [0, 1, 2]
+
+
+def test_a_handle_inside_an_object_travels_and_streams(handles: Handles) -> None:
+    """An object that holds a handle can be an argument, and its receiver streams through it."""
+    assert handles.shape.pull.remote(Box(handles.echo), 10).result() == 45
+
+
+def test_a_stream_cannot_be_an_argument(handles: Handles) -> None:
+    """A DeploymentResponseGenerator as an argument is refused, hence our own streams."""
+    stream = handles.echo.options(stream=True, method_name="count").remote(3)
+    with pytest.raises(Exception, match="Streaming deployment handle results cannot"):
+        handles.echo.kinds.remote(stream).result()
+    stream.cancel()
+
+
+def test_cancelling_a_stream_stops_its_producer(handles: Handles) -> None:
+    """``response.cancel()`` on a stream closes the generator in the replica."""
+    stream = handles.echo.options(stream=True, method_name="slowly").remote("stream")
+    assert next(iter(stream)) == 0
+    stream.cancel()
+    until(lambda: "stream" in handles.echo.seen.remote().result()["cancelled"])
+
+
+def test_a_remote_producer_runs_ahead(handles: Handles) -> None:
+    """Ray Serve's streams have no back-pressure: a producer makes all, whoever asks for one."""
+    before = handles.echo.seen.remote().result()["produced"]
+    stream = handles.echo.options(stream=True, method_name="count").remote(2000)
+    assert next(iter(stream)) == 0
+    until(lambda: handles.echo.seen.remote().result()["produced"] == before + 2000, 30)
+    stream.cancel()
+
+
+def test_in_a_replica_a_handle_takes_the_place_of_an_application(handles: Handles) -> None:
+    """The application inside a bound argument is a DeploymentHandle in the replica."""
+    assert handles.shape.held.remote().result() == "DeploymentHandle"
+
+
+def test_a_handle_has_every_attribute(handles: Handles) -> None:
+    """``hasattr(handle, anything)`` is true, so handles are recognised by isinstance alone."""
+    assert hasattr(handles.echo, "no_such_method_anywhere")
+    assert isinstance(handles.echo, DeploymentHandle)
+    assert not callable(handles.echo)
+
+
+def test_handles_and_unstarted_responses_pickle(handles: Handles) -> None:
+    """A handle survives pickling, with its options."""
+    again = pickle.loads(pickle.dumps(handles.echo.options(method_name="kinds")))
+    assert again.remote(5).result() == ["int"]
+
+
+def test_cancelling_an_await_does_not_cancel_the_call(handles: Handles) -> None:
+    """``asyncio.wait_for`` leaves the remote call running; ``response.cancel()`` ends it."""
+
+    async def call(label: str, *, cancel: bool) -> DeploymentResponse[Any]:
+        response = handles.echo.sleep.remote(label)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(_awaited(response), 0.5)
+        if cancel:
+            response.cancel()
+        return response
+
+    left = asyncio.run(call("left", cancel=False))
+    asyncio.run(call("ended", cancel=True))
+    until(lambda: "ended" in handles.echo.seen.remote().result()["cancelled"])
+    assert "left" not in handles.echo.seen.remote().result()["cancelled"]
+    left.cancel()
+
+
+async def _awaited(response: Any) -> Any:
+    return await response
+
+
+def test_an_exceptions_dict_crosses_processes(handles: Handles) -> None:
+    """What is set on an exception travels with it: the name of the stage that failed does so."""
+    with pytest.raises(rc.NoMatchError) as caught:
+        handles.echo.fail.remote("kept").result()
+    error = _serve.unwrap(caught.value)
+    assert isinstance(error, rc.NoMatchError)
+    assert (error.node, error.keys, vars(error)["mark"]) == ("switch", ("b",), "kept")
+
+
+def test_an_exception_that_does_not_unpickle_loses_its_type(handles: Handles) -> None:
+    """An exception whose arguments do not reach ``super().__init__`` arrives as another."""
+    with pytest.raises(Exception, match="Unpicklable") as caught:
+        handles.echo.fail.remote("lost").result()
+    assert not isinstance(_serve.unwrap(caught.value), Unpicklable)
+
+
+def test_the_model_id_is_not_passed_on_and_the_request_id_is(handles: Handles) -> None:
+    """Ray Serve passes the request id on downstream by itself, the multiplexed model id not."""
+    shape = handles.shape.options(multiplexed_model_id="m")
+    assert shape.downstream_model_id.remote().result() == ("m", "")
+    mine, theirs = handles.shape.downstream_request_id.remote().result()
+    assert mine
+    assert mine == theirs
+
+
+def test_result_raises_inside_a_running_loop(handles: Handles) -> None:
+    """``.result()`` is refused on an event loop, hence the client's loop in a thread."""
+
+    async def call() -> None:
+        response = handles.echo.remote(1)
+        with pytest.raises(RuntimeError):
+            response.result()
+        assert await response == 1
+
+    asyncio.run(call())
+
+
+def test_stream_of_one_result_is_told_by_its_message(handles: Handles) -> None:
+    """Ray raises a TypeError for ``stream=True`` on a method that gives one result."""
+    with pytest.raises(TypeError) as caught:
+        list(handles.echo.options(stream=True).remote(1))
+    assert _serve.did_not_stream(caught.value)
+    assert not _serve.did_not_stream(TypeError("a user's own"))
