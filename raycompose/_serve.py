@@ -358,6 +358,17 @@ def by_reference(handle: Any) -> Any:
     return handle.options(_by_reference=True)
 
 
+def by_grpc(handle: Any) -> Any:
+    """Return the handle with calls by gRPC, whatever Ray's default transport is."""
+    return handle.options(_by_reference=False)
+
+
+def is_own_deployment(handle: Any) -> bool:
+    """Tell whether a handle leads to the deployment that this replica belongs to."""
+    replica = _get_internal_replica_context()
+    return replica is not None and replica.replica_id.deployment_id == handle.deployment_id
+
+
 __all__ = [
     "CallGroup",
     "LazyApplication",
@@ -367,6 +378,7 @@ __all__ = [
     "actor_class_name",
     "autoscaling_config",
     "build",
+    "by_grpc",
     "by_reference",
     "call_builder",
     "cluster_address",
@@ -377,6 +389,7 @@ __all__ = [
     "in_replica",
     "is_batched",
     "is_fastapi_ingress",
+    "is_own_deployment",
     "method_of_actor",
     "object_ref",
     "object_ref_gen",

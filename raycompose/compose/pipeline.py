@@ -10,6 +10,7 @@ from raycompose import _serve
 from raycompose.compose import fusing
 from raycompose.compose.checks import check_fit
 from raycompose.compose.front import check_options, front, settings
+from raycompose.compose.places import with_gates
 from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_node
 from raycompose.errors import CompositionError
 from raycompose.graph.limits import Retry
@@ -210,7 +211,8 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]:
     for position in range(1, len(steps)):
         check_fit(Sequence("", tuple(steps[:position])), steps[position])
     options = targets[0].given if isinstance(targets[0], Pipeline) else {}
-    return Pipeline(steps[0] if len(steps) == 1 else Sequence("", tuple(steps)), options)
+    root = steps[0] if len(steps) == 1 else Sequence("", tuple(with_gates(steps)))
+    return Pipeline(root, options)
 
 
 @overload

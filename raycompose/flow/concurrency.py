@@ -272,21 +272,34 @@ class Pulls(Generic[T]):
         await self._items.aclose()
 
 
-async def run_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Give a generator's items while it goes on producing, without limit."""
+async def run_ahead(
+    items: AsyncGenerator[T, None],
+    ahead: int,
+    lend: Callable[[Awaitable[Any]], Awaitable[None]],
+) -> AsyncGenerator[T, None]:
+    """Give a generator's items while it goes on producing.
+
+    Args:
+        items: The generator.
+        ahead: How many items it may be ahead.
+        lend: Waits for what it is given, once that many items wait, without a hold on the producer.
+    """
     made: asyncio.Queue[Any] = asyncio.Queue()
+    room = asyncio.Semaphore(ahead)
 
     async def produce() -> None:
         try:
             async with aclosing(items):
                 async for item in items:
                     made.put_nowait(item)
+                    await (lend(room.acquire()) if room.locked() else room.acquire())
         finally:
             made.put_nowait(_END)
 
     producer = asyncio.ensure_future(produce())
     try:
         while (item := await made.get()) is not _END:
+            room.release()
             yield item
         await producer
     finally:

@@ -3,8 +3,7 @@
 import asyncio
 import inspect
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,14 +120,37 @@ class Host:
         """Give the place back."""
         self._slots.release()
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold a place."""
-        await self.acquire()
-        try:
-            yield
-        finally:
-            self.release()
+
+class Place:
+    """One of a host's places, held while the context lasts.
+
+    Args:
+        host: The host.
+    """
+
+    __slots__ = ("_held", "_host")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._held = False
+
+    async def __aenter__(self) -> None:
+        await self._host.acquire()
+        self._held = True
+
+    async def __aexit__(self, *error: object) -> None:
+        self._give_back()
+
+    async def lend(self, until: Awaitable[Any]) -> None:
+        """Let somebody else have the place while waiting; then wait in line for it."""
+        self._give_back()
+        await until
+        await self.__aenter__()
+
+    def _give_back(self) -> None:
+        if self._held:
+            self._held = False
+            self._host.release()
 
 
 async def construct(definition: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,10 +4,18 @@
 takes whole, and references to results that are not there yet.
 """
 
+import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing, nullcontext
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
@@ -283,27 +291,41 @@ class Sequence(Node):
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the steps in order, each on the result of the one before."""
-        for step, takes_stream, before_reference in self._plan:
+        for step, takes_stream, before_reference, before_itself in self._plan:
             if not takes_stream and isinstance(value, Stream):
                 value = value.map(partial(step.run_item, ctx=ctx), portable=step.portable)
             elif before_reference:
                 value = await step.refer(value, ctx)
+                if before_itself and isinstance(value, Ref):
+                    await value.done()
             else:
                 value = await step.run(value, ctx)
         return value
 
     @cached_property
-    def _plan(self) -> tuple[tuple[Node, bool, bool], ...]:
-        following = (*self.steps[1:], None)
-        return tuple(
-            (step, step.takes_stream, after is not None and _travels_by_reference(step, after))
-            for step, after in zip(self.steps, following, strict=True)
-        )
+    def _plan(self) -> tuple[tuple[Node, bool, bool, bool], ...]:
+        """Each step, whether it takes a stream, is referred to, and to the end before the next.
+
+        A step that holds a place of its deployment while it waits for another call of the same
+        deployment, which waits for a place, would wait for ever.
+        """
+        plan = []
+        pending: set[Any] = set()
+        for step, after in zip(self.steps, (*self.steps[1:], None), strict=True):
+            before_reference = after is not None and _travels_by_reference(step, after)
+            pending = pending | deployments(step) if before_reference else set()
+            before_itself = after is not None and not pending.isdisjoint(deployments(after))
+            plan.append((step, step.takes_stream, before_reference, before_itself))
+            pending = set() if before_itself else pending
+        return tuple(plan)
 
     @cached_property
     def starts_beside(self) -> bool:
         """Whether a step is given a reference, or starts something itself."""
-        return any(by_reference for _, _, by_reference in self._plan) or super().starts_beside
+        return (
+            any(before_reference for _, _, before_reference, _ in self._plan)
+            or super().starts_beside
+        )
 
     @property
     def children(self) -> tuple[Node, ...]:
@@ -450,6 +472,52 @@ class Limited(_Wrapping):
         return await self.limits.run(self.name or self.body.name, attempt, repeatable)
 
 
+@dataclass(frozen=True)
+class Gated(_Wrapping):
+    """A node that a few requests at once may be in; the others wait in line.
+
+    Args:
+        at_once: How many requests of one engine.
+    """
+
+    at_once: int
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        async with _gate(ctx.engine, self.body.name, self.at_once):
+            return await self.body.run(value, ctx)
+
+    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+        async with (
+            _gate(ctx.engine, self.body.name, self.at_once),
+            aclosing(await self.body.run(value, ctx)) as items,
+        ):
+            async for item in items:
+                yield item
+
+    @property
+    def portable(self) -> bool:
+        """Never: the line is in this process."""
+        return False
+
+
+@asynccontextmanager
+async def _gate(engine: str, name: str, at_once: int) -> AsyncIterator[None]:
+    key = (engine, name)
+    semaphore, users = _gates.get(key) or (asyncio.Semaphore(at_once), 0)
+    _gates[key] = (semaphore, users + 1)
+    try:
+        async with semaphore:
+            yield
+    finally:
+        semaphore, users = _gates.pop(key)
+        if users > 1:
+            _gates[key] = (semaphore, users - 1)
+
+
+_gates: dict[tuple[str, str], tuple[asyncio.Semaphore, int]] = {}
+"""The lines that somebody is in, by engine and node."""
+
+
 def is_repeatable(value: Any, error: Exception) -> bool:
     """Tell whether what failed with ``error`` may be called again with the same input.
 
@@ -472,6 +540,11 @@ def walk(node: Node) -> Iterator[Node]:
 def stages(node: Node) -> Iterator[Stage]:
     """Give the stages of a graph, in reading order."""
     return (n for n in walk(node) if isinstance(n, Stage))
+
+
+def deployments(node: Node) -> set[Any]:
+    """Return what tells apart the deployments that a graph calls."""
+    return {s.target.deployment for s in stages(node)} - {None}
 
 
 def transform(node: N, change: Callable[[Node], Node]) -> N:

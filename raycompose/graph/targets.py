@@ -11,6 +11,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from raycompose import _serve
@@ -19,10 +20,12 @@ from raycompose.flow.failures import users_error
 from raycompose.flow.references import Ref
 from raycompose.graph.calling import Args, Kwargs, call_function, iterate_function
 from raycompose.graph.context import Context
-from raycompose.graph.hosting import Host, HostedDeployment
+from raycompose.graph.hosting import Host, HostedDeployment, Place
 from raycompose.graph.signatures import is_async
 
 _END = object()
+_AHEAD = 128
+"""How many items a stream runs ahead before it lends its place while they are taken."""
 
 
 class Target:
@@ -36,6 +39,11 @@ class Target:
     """Whether ``start`` may be called: it has a result that can be referred to at once."""
     takes_object_refs: ClassVar[bool] = False
     """Whether values reach it, and leave it, as ``ObjectRef``s that the caller never fetches."""
+
+    @property
+    def deployment(self) -> Any:
+        """What tells the deployment whose places its calls take from others; ``None``: none."""
+        return None
 
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         """Call it and wait for its result. Cancelling the wait cancels the call."""
@@ -64,6 +72,13 @@ class Deployed(Target):
     app: Application
     method: str
 
+    @property
+    @override
+    def deployment(self) -> Any:
+        handle: Any = self.app
+        is_handle = isinstance(handle, DeploymentHandle)
+        return (handle.app_name, handle.deployment_name) if is_handle else handle
+
     @cached_property
     def _handle(self) -> Any:
         handle: Any = self.app
@@ -74,7 +89,9 @@ class Deployed(Target):
 
     @cached_property
     def _streaming(self) -> Any:
-        return self._handle.options(stream=True)
+        streaming = self._handle.options(stream=True)
+        # A replica that streams from itself by Ray's default transport may hang (seen in 2.60).
+        return _serve.by_grpc(streaming) if _serve.is_own_deployment(streaming) else streaming
 
     @cached_property
     def _by_reference(self) -> Any:
@@ -178,6 +195,11 @@ class Hosted(Target):
     hosted: HostedDeployment
     method: str
 
+    @property
+    @override
+    def deployment(self) -> Any:
+        return self.hosted
+
 
 @dataclass(frozen=True)
 class Running(Target):
@@ -186,8 +208,8 @@ class Running(Target):
     Args:
         host: The deployment's user code.
         method: The method's name.
-        runs_ahead: Whether a stream goes on producing without limit. Another stage of the same
-            deployment may need the place that the stream holds to take its items.
+        runs_ahead: Whether a stream goes on producing while its items wait. Another stage of the
+            same deployment may need the place that the stream holds to take them.
     """
 
     portable: ClassVar[bool] = False
@@ -196,9 +218,14 @@ class Running(Target):
     method: str
     runs_ahead: bool
 
+    @property
+    @override
+    def deployment(self) -> Any:
+        return self.host
+
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        async with self.host.slot():
+        async with Place(self.host):
             return await self._called(args, kwargs)
 
     @override
@@ -217,15 +244,16 @@ class Running(Target):
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
-        items = self._items(args, kwargs)
+        place = Place(self.host)
+        items = self._items(args, kwargs, place)
         if self.runs_ahead:  # as Ray Serve does between replicas
-            items = run_ahead(items)
+            items = run_ahead(items, _AHEAD, place.lend)
         async with aclosing(items):
             async for item in items:
                 yield item
 
-    async def _items(self, args: Args, kwargs: Kwargs) -> AsyncGenerator[Any, None]:
-        async with self.host.slot():
+    async def _items(self, args: Args, kwargs: Kwargs, place: Place) -> AsyncGenerator[Any, None]:
+        async with place:
             function = self.host.method(self.method)
             items = iterate_function(function, args, kwargs, on_loop=is_async(function))
             calls = _serve.CallGroup()
