@@ -91,15 +91,13 @@ class Shadow(Branching):
         """Give the value itself, at once."""
         value = single(value, self.name)
         if random.random() * 100 < self.percent:
-            # A stream that is iterated in another replica brings a copy of the node along.
-            place = (ctx.engine, ctx.pipeline, self.name)
-            running = _mirrors.setdefault(place, set())
+            running: set[asyncio.Task[None]] = ctx.engine.state(self.name, set)
             if len(running) >= self.max_in_flight:
                 metrics.shadow_dropped(ctx.pipeline, self.name)
             else:
                 task = _serve.detached(self._mirror(value, ctx.detached()))
                 running.add(task)
-                task.add_done_callback(lambda done: _forget(place, done))
+                task.add_done_callback(running.discard)
         return value
 
     async def _mirror(self, value: Any, ctx: Context) -> None:
@@ -117,17 +115,6 @@ class Shadow(Branching):
     def streams(self) -> bool:
         """Never: the input is passed on."""
         return False
-
-
-_mirrors: dict[tuple[str, str, str], "set[asyncio.Task[None]]"] = {}
-"""The mirrored calls that run in this process, by engine, pipeline and node."""
-
-
-def _forget(place: tuple[str, str, str], done: "asyncio.Task[None]") -> None:
-    running = _mirrors[place]
-    running.discard(done)
-    if not running:
-        del _mirrors[place]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from raycompose import _serve
 from raycompose.errors import mark
 from raycompose.flow import concurrency
 from raycompose.graph import metrics
+from raycompose.graph.engines import Engine
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class Context:
         request_id: Ray Serve's id of the request.
         multiplexed_model_id: Passed on to every stage; Ray Serve itself drops it at each hop.
         http_scope: The ASGI scope of the HTTP request, reduced to what can be sent on.
-        engine: What tells apart two engines that run the same pipeline in one process.
+        engine: What runs the graph.
         timings_s: Seconds spent in each stage, summed over its calls.
         undo: What cancels what was started beside the scope.
     """
@@ -36,7 +37,7 @@ class Context:
     request_id: str = ""
     multiplexed_model_id: str = ""
     http_scope: Mapping[str, Any] | None = None
-    engine: str = ""
+    engine: Engine = field(default_factory=Engine)
     timings_s: dict[str, float] = field(default_factory=dict)
     undo: list[Callable[[], Any]] = field(default_factory=list)
 

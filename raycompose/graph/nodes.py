@@ -9,13 +9,12 @@ import dataclasses
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
     Iterator,
 )
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
@@ -483,39 +482,22 @@ class Gated(_Wrapping):
     at_once: int
 
     async def _run(self, value: Any, ctx: Context) -> Any:
-        async with _gate(ctx.engine, self.body.name, self.at_once):
+        async with self._line(ctx):
             return await self.body.run(value, ctx)
 
     async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
-        async with (
-            _gate(ctx.engine, self.body.name, self.at_once),
-            aclosing(await self.body.run(value, ctx)) as items,
-        ):
+        async with self._line(ctx), aclosing(await self.body.run(value, ctx)) as items:
             async for item in items:
                 yield item
+
+    def _line(self, ctx: Context) -> asyncio.Semaphore:
+        make = partial(asyncio.Semaphore, self.at_once)
+        return ctx.engine.state(f"line for {self.body.name}", make)
 
     @property
     def portable(self) -> bool:
         """Never: the line is in this process."""
         return False
-
-
-@asynccontextmanager
-async def _gate(engine: str, name: str, at_once: int) -> AsyncIterator[None]:
-    key = (engine, name)
-    semaphore, users = _gates.get(key) or (asyncio.Semaphore(at_once), 0)
-    _gates[key] = (semaphore, users + 1)
-    try:
-        async with semaphore:
-            yield
-    finally:
-        semaphore, users = _gates.pop(key)
-        if users > 1:
-            _gates[key] = (semaphore, users - 1)
-
-
-_gates: dict[tuple[str, str], tuple[asyncio.Semaphore, int]] = {}
-"""The lines that somebody is in, by engine and node."""
 
 
 def is_repeatable(value: Any, error: Exception) -> bool:

@@ -1,12 +1,12 @@
 """A graph made ready to run: what runs is made when an engine opens, and goes with it."""
 
 import asyncio
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raycompose.graph.engines import Engine
 from raycompose.graph.hosting import Host, HostedDeployment
 from raycompose.graph.nodes import Node, Stage, stages, transform
 from raycompose.graph.targets import Hosted, Running, Target
@@ -19,12 +19,12 @@ class OpenGraph:
     Args:
         root: The graph to call.
         hosts: The hosted deployments, by name.
-        engine: Tells it apart from other graphs that this process runs.
+        engine: What its nodes keep between requests.
     """
 
     root: Node
     hosts: dict[str, Host]
-    engine: str = field(default_factory=lambda: uuid.uuid4().hex)
+    engine: Engine = field(default_factory=Engine)
 
     async def start(self) -> None:
         """Construct the hosted deployments, all at once."""
