@@ -4,7 +4,8 @@ from typing import Any
 
 from raycompose.errors import CompositionError
 from raycompose.graph.limits import is_count
-from raycompose.graph.nodes import Node, Sequence, Stage
+from raycompose.graph.nodes import Node, Stage
+from raycompose.graph.sequences import Sequence
 from raycompose.graph.signatures import fits, type_name
 
 

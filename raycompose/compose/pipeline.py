@@ -14,7 +14,8 @@ from raycompose.compose.places import with_gates
 from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_node
 from raycompose.errors import CompositionError
 from raycompose.graph.limits import Retry
-from raycompose.graph.nodes import Node, Sequence, named
+from raycompose.graph.nodes import Node, named
+from raycompose.graph.sequences import Sequence
 from raycompose.graph.signatures import PassBy
 from raycompose.http.ingress import Embedded, Settings
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from raycompose.errors import CompositionError
 from raycompose.graph.hosting import HostedDeployment
-from raycompose.graph.nodes import Gated, Node, deployments, stages
+from raycompose.graph.nodes import Node, deployments, stages
 from raycompose.graph.targets import Hosted
+from raycompose.graph.wrappers import Gated
 
 
 def with_gates(steps: Steps[Node]) -> list[Node]:

@@ -17,9 +17,10 @@ from raycompose.errors import CompositionError
 from raycompose.graph.branches import Parallel
 from raycompose.graph.choices import Decider
 from raycompose.graph.limits import Limits, Retry, is_number
-from raycompose.graph.nodes import Limited, Named, Node, Stage
+from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe
 from raycompose.graph.targets import Deployed, Inline, Target, Task
+from raycompose.graph.wrappers import Limited, Named
 
 ACCEPTED = (
     "a bound deployment (X.bind(...)), a deployment (X), a function or other callable, "

@@ -16,7 +16,8 @@ from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Branching
 from raycompose.graph.context import Context
-from raycompose.graph.nodes import Node, Stage, is_repeatable
+from raycompose.graph.limits import is_repeatable
+from raycompose.graph.nodes import Node, Stage
 
 Decider: TypeAlias = Callable[[Any], Any] | str | Node
 """A function or ``async def`` of the value; a key of a mapping, else an attribute; or a graph."""

@@ -13,6 +13,7 @@ from ray.serve.exceptions import BackPressureError
 
 from raycompose.errors import TRANSIENT, StageTimeoutError, mark
 from raycompose.flow.concurrency import DeadlinePassed, before
+from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
 
 if TYPE_CHECKING:
@@ -27,6 +28,18 @@ def is_number(value: Any) -> bool:
 def is_count(value: Any) -> bool:
     """Tell whether a value is a whole number of 1 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_repeatable(value: Any, error: Exception) -> bool:
+    """Tell whether what failed with ``error`` may be called again with the same input.
+
+    Items can be had once. Whether a stream was begun shows only in the replica that was given it,
+    so another call may have it only if the first was refused before it ran. Nor is it of use to
+    repeat what failed because its input did.
+    """
+    if isinstance(value, Stream):
+        return isinstance(error, BackPressureError)
+    return not (isinstance(value, Ref) and value.is_source_of(error))
 
 
 @dataclass(frozen=True)

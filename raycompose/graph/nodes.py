@@ -1,25 +1,17 @@
-"""The graph: immutable, picklable nodes, each with one coroutine from value to value.
+"""The graph: immutable, picklable nodes, each with one coroutine from value to value."""
 
-``Sequence`` alone knows what flows between neighbours: values, streams that a stage maps over or
-takes whole, and references to results that are not there yet.
-"""
-
-import asyncio
 import dataclasses
 import time
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
-    Iterable,
     Iterator,
 )
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
-
-from ray.serve.exceptions import BackPressureError
 
 from raycompose.errors import failed_stage
 from raycompose.flow import concurrency
@@ -28,8 +20,7 @@ from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
 from raycompose.graph.calling import Args, Kwargs
-from raycompose.graph.context import Call, Context, raise_named
-from raycompose.graph.limits import Limits
+from raycompose.graph.context import Context, raise_named
 from raycompose.graph.signatures import PassBy, Signature, takes_iterator
 from raycompose.graph.targets import Target
 
@@ -280,236 +271,6 @@ _ARGUMENTS: dict[PassBy, Callable[[Stage, Any, Context], Awaitable[tuple[Args, K
     "reference": _by_reference,
     "stream": _by_stream,
 }
-
-
-@dataclass(frozen=True)
-class Sequence(Node):
-    """Stages one after the other: ``Sequence((f, g)).run(x)`` is ``g(f(x))``."""
-
-    steps: tuple[Node, ...]
-
-    async def run(self, value: Any, ctx: Context) -> Any:
-        """Run the steps in order, each on the result of the one before."""
-        for step, takes_stream, before_reference, before_itself in self._plan:
-            if not takes_stream and isinstance(value, Stream):
-                value = value.map(partial(step.run_item, ctx=ctx), portable=step.portable)
-            elif before_reference:
-                value = await step.refer(value, ctx)
-                if before_itself and isinstance(value, Ref):
-                    await value.done()
-            else:
-                value = await step.run(value, ctx)
-        return value
-
-    @cached_property
-    def _plan(self) -> tuple[tuple[Node, bool, bool, bool], ...]:
-        """Each step, whether it takes a stream, is referred to, and to the end before the next.
-
-        A step that holds a place of its deployment while it waits for another call of the same
-        deployment, which waits for a place, would wait for ever.
-        """
-        plan = []
-        pending: set[Any] = set()
-        for step, after in zip(self.steps, (*self.steps[1:], None), strict=True):
-            before_reference = after is not None and _travels_by_reference(step, after)
-            pending = pending | deployments(step) if before_reference else set()
-            before_itself = after is not None and not pending.isdisjoint(deployments(after))
-            plan.append((step, step.takes_stream, before_reference, before_itself))
-            pending = set() if before_itself else pending
-        return tuple(plan)
-
-    @cached_property
-    def starts_beside(self) -> bool:
-        """Whether a step is given a reference, or starts something itself."""
-        return (
-            any(before_reference for _, _, before_reference, _ in self._plan)
-            or super().starts_beside
-        )
-
-    @property
-    def children(self) -> tuple[Node, ...]:
-        """The steps."""
-        return self.steps
-
-    def with_children(self, children: tuple[Node, ...]) -> "Sequence":
-        """Return a sequence of other steps."""
-        return dataclasses.replace(self, steps=children)
-
-    @property
-    def first(self) -> Stage | None:
-        """The first stage of the first step."""
-        return self.steps[0].first
-
-    @property
-    def entries(self) -> tuple[Stage, ...]:
-        """The first step's."""
-        return self.steps[0].entries
-
-    @property
-    def exits(self) -> tuple[Stage, ...]:
-        """The last step's."""
-        return self.steps[-1].exits
-
-    @property
-    def streams(self) -> bool:
-        """Whether items may reach the end: a stage that takes a stream whole may end it."""
-        return self._ends_in_stream(step.streams for step in self.steps)
-
-    @property
-    def only_streams(self) -> bool:
-        """Whether items reach the end whatever the input."""
-        return self._ends_in_stream(step.only_streams for step in self.steps)
-
-    def _ends_in_stream(self, streams: Iterable[bool]) -> bool:
-        streaming = False
-        for step, begins in zip(self.steps, streams, strict=True):
-            streaming = begins or (streaming and not step.takes_stream)
-        return streaming
-
-    @property
-    def takes_stream(self) -> bool:
-        """Whether the first step does."""
-        return self.steps[0].takes_stream
-
-    @property
-    def takes_reference(self) -> bool:
-        """Whether the first step does."""
-        return self.steps[0].takes_reference
-
-
-def _travels_by_reference(before: Node, after: Node) -> bool:
-    """Whether the value between two steps travels as a reference."""
-    if after.takes_reference:
-        return True
-    if not (isinstance(before, Stage) and isinstance(after, Stage)) or before.streams:
-        return False
-    tasks = before.target.takes_object_refs or after.target.takes_object_refs
-    return tasks and before.target.remote and after.target.remote
-
-
-@dataclass(frozen=True)
-class _Wrapping(Node):
-    """A node around one other, with the same input and result. It may have a name of its own."""
-
-    body: Node
-
-    async def run(self, value: Any, ctx: Context) -> Any:
-        """Run the body; its time and its failures have this node's name, too."""
-        if self.only_streams:
-            return self.later(self._items, value, ctx)
-        with self._at(ctx):
-            return await self._run(value, ctx)
-
-    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
-        with self._at(ctx):
-            async with aclosing(await self._run(value, ctx)) as items:
-                async for item in items:
-                    yield item
-
-    async def _run(self, value: Any, ctx: Context) -> Any:
-        raise NotImplementedError
-
-    def _at(self, ctx: Context) -> Call | nullcontext[None]:
-        return ctx.at(self.name) if self.name else nullcontext()
-
-    @property
-    def children(self) -> tuple[Node, ...]:
-        """The body."""
-        return (self.body,)
-
-    def with_children(self, children: tuple[Node, ...]) -> "_Wrapping":
-        """Return the same around another body."""
-        return dataclasses.replace(self, body=children[0])
-
-    @property
-    def first(self) -> Stage | None:
-        """The body's first stage."""
-        return self.body.first
-
-    @property
-    def entries(self) -> tuple[Stage, ...]:
-        """The body's."""
-        return self.body.entries
-
-    @property
-    def exits(self) -> tuple[Stage, ...]:
-        """The body's."""
-        return self.body.exits
-
-    @property
-    def takes_stream(self) -> bool:
-        """Whether the body does."""
-        return self.body.takes_stream
-
-    @property
-    def takes_reference(self) -> bool:
-        """Whether the body does."""
-        return self.body.takes_reference
-
-
-@dataclass(frozen=True)
-class Named(_Wrapping):
-    """A sub-pipeline with a name of its own."""
-
-    async def _run(self, value: Any, ctx: Context) -> Any:
-        return await self.body.run(value, ctx)
-
-
-@dataclass(frozen=True)
-class Limited(_Wrapping):
-    """A node under a deadline and a retry policy; without a label it goes by its body's name."""
-
-    limits: Limits
-
-    async def _run(self, value: Any, ctx: Context) -> Any:
-        async def attempt() -> Any:
-            result = await self.body.attempt(value, ctx)
-            # A stream may be tried again until its first item.
-            return await result.peek() if isinstance(result, Stream) else result
-
-        repeatable = partial(is_repeatable, value)
-        return await self.limits.run(self.name or self.body.name, attempt, repeatable)
-
-
-@dataclass(frozen=True)
-class Gated(_Wrapping):
-    """A node that a few requests at once may be in; the others wait in line.
-
-    Args:
-        at_once: How many requests of one engine.
-    """
-
-    at_once: int
-
-    async def _run(self, value: Any, ctx: Context) -> Any:
-        async with self._line(ctx):
-            return await self.body.run(value, ctx)
-
-    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
-        async with self._line(ctx), aclosing(await self.body.run(value, ctx)) as items:
-            async for item in items:
-                yield item
-
-    def _line(self, ctx: Context) -> asyncio.Semaphore:
-        make = partial(asyncio.Semaphore, self.at_once)
-        return ctx.engine.state(f"line for {self.body.name}", make)
-
-    @property
-    def portable(self) -> bool:
-        """Never: the line is in this process."""
-        return False
-
-
-def is_repeatable(value: Any, error: Exception) -> bool:
-    """Tell whether what failed with ``error`` may be called again with the same input.
-
-    Items can be had once. Whether a stream was begun shows only in the replica that was given it,
-    so another call may have it only if the first was refused before it ran. Nor is it of use to
-    repeat what failed because its input did.
-    """
-    if isinstance(value, Stream):
-        return isinstance(error, BackPressureError)
-    return not (isinstance(value, Ref) and value.is_source_of(error))
 
 
 def walk(node: Node) -> Iterator[Node]:

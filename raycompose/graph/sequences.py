@@ -1,0 +1,120 @@
+"""Steps one after the other, and what flows between neighbours.
+
+Values; streams that a step maps over or takes whole; references to results that are not there yet.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from raycompose.flow.references import Ref
+from raycompose.flow.streams import Stream
+from raycompose.graph.context import Context
+from raycompose.graph.nodes import Node, Stage, deployments
+
+
+@dataclass(frozen=True)
+class Sequence(Node):
+    """Stages one after the other: ``Sequence((f, g)).run(x)`` is ``g(f(x))``."""
+
+    steps: tuple[Node, ...]
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the steps in order, each on the result of the one before."""
+        for step, takes_stream, before_reference, before_itself in self._plan:
+            if not takes_stream and isinstance(value, Stream):
+                value = value.map(partial(step.run_item, ctx=ctx), portable=step.portable)
+            elif before_reference:
+                value = await step.refer(value, ctx)
+                if before_itself and isinstance(value, Ref):
+                    await value.done()
+            else:
+                value = await step.run(value, ctx)
+        return value
+
+    @cached_property
+    def _plan(self) -> tuple[tuple[Node, bool, bool, bool], ...]:
+        """Each step, whether it takes a stream, is referred to, and to the end before the next.
+
+        A step that holds a place of its deployment while it waits for another call of the same
+        deployment, which waits for a place, would wait for ever.
+        """
+        plan = []
+        pending: set[Any] = set()
+        for step, after in zip(self.steps, (*self.steps[1:], None), strict=True):
+            before_reference = after is not None and _travels_by_reference(step, after)
+            pending = pending | deployments(step) if before_reference else set()
+            before_itself = after is not None and not pending.isdisjoint(deployments(after))
+            plan.append((step, step.takes_stream, before_reference, before_itself))
+            pending = set() if before_itself else pending
+        return tuple(plan)
+
+    @cached_property
+    def starts_beside(self) -> bool:
+        """Whether a step is given a reference, or starts something itself."""
+        return (
+            any(before_reference for _, _, before_reference, _ in self._plan)
+            or super().starts_beside
+        )
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The steps."""
+        return self.steps
+
+    def with_children(self, children: tuple[Node, ...]) -> "Sequence":
+        """Return a sequence of other steps."""
+        return dataclasses.replace(self, steps=children)
+
+    @property
+    def first(self) -> Stage | None:
+        """The first stage of the first step."""
+        return self.steps[0].first
+
+    @property
+    def entries(self) -> tuple[Stage, ...]:
+        """The first step's."""
+        return self.steps[0].entries
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The last step's."""
+        return self.steps[-1].exits
+
+    @property
+    def streams(self) -> bool:
+        """Whether items may reach the end: a stage that takes a stream whole may end it."""
+        return self._ends_in_stream(step.streams for step in self.steps)
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether items reach the end whatever the input."""
+        return self._ends_in_stream(step.only_streams for step in self.steps)
+
+    def _ends_in_stream(self, streams: Iterable[bool]) -> bool:
+        streaming = False
+        for step, begins in zip(self.steps, streams, strict=True):
+            streaming = begins or (streaming and not step.takes_stream)
+        return streaming
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the first step does."""
+        return self.steps[0].takes_stream
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the first step does."""
+        return self.steps[0].takes_reference
+
+
+def _travels_by_reference(before: Node, after: Node) -> bool:
+    """Whether the value between two steps travels as a reference."""
+    if after.takes_reference:
+        return True
+    if not (isinstance(before, Stage) and isinstance(after, Stage)) or before.streams:
+        return False
+    tasks = before.target.takes_object_refs or after.target.takes_object_refs
+    return tasks and before.target.remote and after.target.remote

@@ -1,0 +1,127 @@
+"""Nodes around one other: a name, limits, a line to wait in."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from raycompose.flow.streams import Stream
+from raycompose.graph.context import Call, Context
+from raycompose.graph.limits import Limits, is_repeatable
+from raycompose.graph.nodes import Node, Stage
+
+
+@dataclass(frozen=True)
+class _Wrapping(Node):
+    """A node around one other, with the same input and result. It may have a name of its own."""
+
+    body: Node
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run the body; its time and its failures have this node's name, too."""
+        if self.only_streams:
+            return self.later(self._items, value, ctx)
+        with self._at(ctx):
+            return await self._run(value, ctx)
+
+    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+        with self._at(ctx):
+            async with aclosing(await self._run(value, ctx)) as items:
+                async for item in items:
+                    yield item
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        raise NotImplementedError
+
+    def _at(self, ctx: Context) -> Call | nullcontext[None]:
+        return ctx.at(self.name) if self.name else nullcontext()
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The body."""
+        return (self.body,)
+
+    def with_children(self, children: tuple[Node, ...]) -> "_Wrapping":
+        """Return the same around another body."""
+        return dataclasses.replace(self, body=children[0])
+
+    @property
+    def first(self) -> Stage | None:
+        """The body's first stage."""
+        return self.body.first
+
+    @property
+    def entries(self) -> tuple[Stage, ...]:
+        """The body's."""
+        return self.body.entries
+
+    @property
+    def exits(self) -> tuple[Stage, ...]:
+        """The body's."""
+        return self.body.exits
+
+    @property
+    def takes_stream(self) -> bool:
+        """Whether the body does."""
+        return self.body.takes_stream
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the body does."""
+        return self.body.takes_reference
+
+
+@dataclass(frozen=True)
+class Named(_Wrapping):
+    """A sub-pipeline with a name of its own."""
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        return await self.body.run(value, ctx)
+
+
+@dataclass(frozen=True)
+class Limited(_Wrapping):
+    """A node under a deadline and a retry policy; without a label it goes by its body's name."""
+
+    limits: Limits
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        async def attempt() -> Any:
+            result = await self.body.attempt(value, ctx)
+            # A stream may be tried again until its first item.
+            return await result.peek() if isinstance(result, Stream) else result
+
+        repeatable = partial(is_repeatable, value)
+        return await self.limits.run(self.name or self.body.name, attempt, repeatable)
+
+
+@dataclass(frozen=True)
+class Gated(_Wrapping):
+    """A node that a few requests at once may be in; the others wait in line.
+
+    Args:
+        at_once: How many requests of one engine.
+    """
+
+    at_once: int
+
+    async def _run(self, value: Any, ctx: Context) -> Any:
+        async with self._line(ctx):
+            return await self.body.run(value, ctx)
+
+    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+        async with self._line(ctx), aclosing(await self.body.run(value, ctx)) as items:
+            async for item in items:
+                yield item
+
+    def _line(self, ctx: Context) -> asyncio.Semaphore:
+        make = partial(asyncio.Semaphore, self.at_once)
+        return ctx.engine.state(f"line for {self.body.name}", make)
+
+    @property
+    def portable(self) -> bool:
+        """Never: the line is in this process."""
+        return False
