@@ -8,19 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
 from support.cluster import free_port
+from support.commands import Done, commands
 
 COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
 APPS = Path(__file__).parent / "apps"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SEEDS = Path(__file__).parent / "seeds"
 START_S = 90
+Command = Callable[..., Done]
 
 
 class Run:
@@ -65,10 +67,11 @@ def running(*arguments: str, log: Path) -> Iterator[Run]:
             run.interrupt()
 
 
-def refused(*arguments: str) -> tuple[int, str]:
-    """The exit status and standard error of a run that does not start."""
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=START_S)
-    return done.returncode, done.stderr
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """Runs ``raycompose`` with arguments, where it ends by itself."""
+    with commands(tmp_path_factory.mktemp("commands")) as run:
+        yield run
 
 
 def test_hello_is_served_called_by_the_curl_line_shown_and_ended_by_ctrl_c(tmp_path: Path) -> None:
@@ -97,13 +100,12 @@ def test_an_app_builder_gets_its_arguments_and_cpus_for_all_its_replicas(tmp_pat
         assert run.interrupt(signal.SIGTERM) == 0, run.output
 
 
-def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(tmp_path: Path) -> None:
+def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(command: Command) -> None:
     """Ray exits with status 0 when a constructor raises; we exit with 1 and name the deployment."""
-    run = Run("broken:app", "--app-dir", str(APPS), log=tmp_path / "log")
-    assert run.process.wait(START_S) == 1, run.output
-    last = run.output.strip().splitlines()[-1]
-    assert "Error: deployment 'Broken' failed" in run.output, run.output
-    assert "weights.bin is missing" in run.output, last
+    done = command("run", "broken:app", "--app-dir", str(APPS), "--port", str(free_port()))
+    assert done.status == 1, done
+    assert "Error: deployment 'Broken' failed" in done.err, done
+    assert "weights.bin is missing" in done.err, done
 
 
 def test_a_module_that_deploys_itself_runs_as_it_is(tmp_path: Path) -> None:
@@ -146,9 +148,11 @@ def test_a_config_file_runs_with_what_it_overrides(tmp_path: Path) -> None:
         (["four"], 2, r"'four' is not MODULE:ATTRIBUTE, as in hello:app"),
     ],
 )
-def test_what_cannot_run_is_one_clear_line(arguments: list[str], status: int, message: str) -> None:
+def test_what_cannot_run_is_one_clear_line(
+    command: Command, arguments: list[str], status: int, message: str
+) -> None:
     """No traceback for what the user mistyped; their own code's line where their code fails."""
-    returned, text = refused(*arguments, "--app-dir", str(APPS))
+    returned, _, text = command("run", *arguments, "--app-dir", str(APPS))
     assert returned == status, text
     assert re.search(message, text), text
     theirs = "fails while importing" in text
@@ -156,7 +160,7 @@ def test_what_cannot_run_is_one_clear_line(arguments: list[str], status: int, me
     assert len(text.strip().splitlines()) == 1 or theirs, text
 
 
-def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+def test_a_port_in_use_is_said(command: Command) -> None:
     """Rather than time out behind a proxy that cannot listen."""
     import socket
 
@@ -164,7 +168,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        returned, text = refused("four:app", "--app-dir", str(APPS), "--port", port)
+        returned, _, text = command("run", "four:app", "--app-dir", str(APPS), "--port", port)
     assert returned == 1
     assert f"port {port} is in use: choose another with --port" in text
 

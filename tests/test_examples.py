@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,20 +30,16 @@ Serving = Callable[[serve.Application], AbstractContextManager[rc.Client]]
 
 
 @pytest.fixture(scope="module")
-def serving(deploy: Deploy) -> Iterator[Serving]:
+def serving(deploy: Deploy, end_later: Any) -> Serving:
     """Serve an application for the length of a block; it ends while the next one starts."""
 
     @contextmanager
     def serving(app: serve.Application) -> Iterator[rc.Client]:
         client = deploy(app)
         yield client
-        ending.append(threads.submit(client.close))
+        end_later(client.close)
 
-    ending: list[Future[None]] = []
-    with ThreadPoolExecutor() as threads:
-        yield serving
-    for ended in ending:
-        ended.result()
+    return serving
 
 
 @cache

@@ -6,14 +6,17 @@
 import http.client
 import itertools
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
+from ray import serve
 from support.edge import (
     FUZZED,
     GOOD,
@@ -22,10 +25,10 @@ from support.edge import (
     TIMEOUT_S,
     Edge,
     Sent,
+    deployed_edge,
     held,
     logged,
     not_our_fault,
-    opened,
     problem,
     works,
 )
@@ -36,15 +39,20 @@ APPS = (*FUZZED, "several")
 
 
 @pytest.fixture(scope="module")
-def edge(cluster: None) -> Iterator[Edge]:
+def edge(cluster: None, end_later: Any) -> Iterator[Edge]:
     """The pipelines that this file asks for, deployed at once."""
-    with opened(*APPS) as edge:
-        yield edge
+    yield deployed_edge(*APPS)
+    for app in APPS:
+        end_later(partial(serve.delete, app))
 
 
 # Whatever is sent
 
 
+FUZZ = os.environ.get("RAYCOMPOSE_FUZZ") == "1"
+pytestmark = pytest.mark.timeout(1800 if FUZZ else 180)
+EXAMPLES = 1000 if FUZZ else 25
+"""How many requests each sender sends; ``make fuzz`` sends the many."""
 AT_ONCE = 8
 """How many senders there are at once, each with its own requests and its own connection."""
 
@@ -55,7 +63,7 @@ def test_whatever_is_sent_is_answered(edge: Edge, app: str) -> None:
 
     def sender(number: int) -> None:
         @seed(FUZZED.index(app) * AT_ONCE + number)
-        @settings(max_examples=100, deadline=None, database=None,
+        @settings(max_examples=EXAMPLES, deadline=None, database=None,
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         @given(any_request)
         def run(sent: Sent) -> None:

@@ -5,13 +5,26 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import ray
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from support.edge import JSON, SECRET, TIMEOUT_S, Edge, Sent, held, logged, opened, problem, works
+from ray import serve
+from support.edge import (
+    JSON,
+    SECRET,
+    TIMEOUT_S,
+    Edge,
+    Sent,
+    deployed_edge,
+    held,
+    logged,
+    problem,
+    works,
+)
 from support.waiting import until
 
 APPS = ("faults", "metered", "value")
@@ -24,12 +37,14 @@ METERED: list[dict[str, str]] = [{}] * 5 + [
 
 
 @pytest.fixture(scope="module")
-def edge(cluster: None) -> Iterator[Edge]:
+def edge(cluster: None, end_later: Any) -> Iterator[Edge]:
     """The pipelines that this file asks for, deployed at once."""
-    with opened(*APPS) as edge:
-        for sent in METERED:
-            assert edge.post("metered", sent).status == (500 if sent else 200)
-        yield edge
+    edge = deployed_edge(*APPS)
+    for sent in METERED:
+        assert edge.post("metered", sent).status == (500 if sent else 200)
+    yield edge
+    for app in APPS:
+        end_later(partial(serve.delete, app))
 
 
 # A body's length

@@ -1,6 +1,6 @@
 """What requests leave behind: nothing, in the object store, the replicas and this process.
 
-RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 100 and 30.
+RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 60 and 20.
 """
 
 # mypy does not see what Ray's decorators add: .bind, .options, .remote.
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -22,7 +23,7 @@ import pytest
 import ray
 from ray import ObjectRef, serve
 from support import pickle_by_value
-from support.cluster import Deploy
+from support.cluster import HERE, Deploy
 
 import raycompose as rc
 from raycompose.flow import promises
@@ -31,8 +32,8 @@ pickle_by_value(__name__)
 
 SOAK = os.environ.get("RAYCOMPOSE_SOAK") == "1"
 pytestmark = pytest.mark.timeout(1800 if SOAK else 180)
-REQUESTS = 10_000 if SOAK else 100
-CANCELLED = 1_000 if SOAK else 30
+REQUESTS = 10_000 if SOAK else 60
+CANCELLED = 1_000 if SOAK else 20
 ROUNDS = 3
 """How often a round of requests may leave something behind: caches fill once, leaks go on."""
 PATIENCE_S = 10 if SOAK else 2
@@ -43,11 +44,7 @@ ITEMS = 2
 """How many values a stream has."""
 NAMESPACE = "leaks"
 
-here: dict[str, Any] = {
-    "ray_actor_options": {"num_cpus": 0},
-    "graceful_shutdown_timeout_s": 0,
-    "max_ongoing_requests": 100,
-}
+here: dict[str, Any] = {**HERE, "max_ongoing_requests": 100}
 
 
 # --- Measuring ------------------------------------------------------------------------------------
@@ -61,7 +58,7 @@ class Census:
         references: ObjectRefs that the process owns or borrows.
         blocks: Blocks of memory that Python has allocated; every object is at least one.
         rss_bytes: Memory of the process, so that native memory counts, too.
-        types: How many objects there are of each type, to name what leaks.
+        types: How many objects there are of each type, to name what leaks; none unless asked for.
     """
 
     references: int
@@ -70,16 +67,16 @@ class Census:
     types: Mapping[str, int]
 
 
-def census(*_: Any) -> Census:
+def census(_: Any = None, *, with_types: bool = False) -> Census:
     """Count what this process holds."""
     gc.collect()
     core: Any = ray._private.worker.global_worker.core_worker  # noqa: TID251  # nothing public counts references
-    types = Counter(type(found).__qualname__ for found in gc.get_objects())
+    found = gc.get_objects() if with_types else ()
     return Census(
         references=len(core.get_all_reference_counts()),
         blocks=sys.getallocatedblocks(),
         rss_bytes=psutil.Process().memory_info().rss,
-        types=types,
+        types=Counter(type(one).__qualname__ for one in found),
     )
 
 
@@ -92,14 +89,14 @@ class Snapshot:
     processes: Mapping[str, Census]
 
 
-def snapshot(app_name: str) -> Snapshot:
-    """Look at the object store, this process, the application's replicas and the actors."""
-    from ray._private.internal_api import node_stats  # noqa: TID251  # nothing public sees the store
+def freeze(_: Any = None) -> None:
+    """Leave out of later collections what there is already: most of the work of a census."""
+    gc.collect()
+    gc.freeze()
 
-    (node,) = ray.nodes()
-    store = node_stats(
-        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
-    ).store_stats
+
+def actors_of(app_name: str) -> dict[str, Any]:
+    """The application's replicas, and the actors beside them."""
     actors = {
         named["name"]: ray.get_actor(named["name"], namespace=named["namespace"])
         for named in ray.util.list_named_actors(all_namespaces=True)
@@ -108,11 +105,23 @@ def snapshot(app_name: str) -> Snapshot:
     }
     context = ray.get_runtime_context()
     actors["promises"] = promises._actor(context.get_session_name(), context.get_job_id())
-    found = ray.get([actor.__ray_call__.remote(census) for actor in actors.values()])
+    return actors
+
+
+def snapshot(app_name: str, *, with_types: bool = False) -> Snapshot:
+    """Look at the object store, this process, the application's replicas and the actors."""
+    from ray._private.internal_api import node_stats  # noqa: TID251  # nothing public sees the store
+
+    (node,) = ray.nodes()
+    store = node_stats(
+        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+    ).store_stats
+    actors, look = actors_of(app_name), partial(census, with_types=with_types)
+    found = ray.get([actor.__ray_call__.remote(look) for actor in actors.values()])
     return Snapshot(
         objects=store.num_local_objects,
         object_bytes=store.object_store_bytes_used,
-        processes={"this process": census(), **dict(zip(actors, found, strict=True))},
+        processes={"this process": look(), **dict(zip(actors, found, strict=True))},
     )
 
 
@@ -146,14 +155,15 @@ def leaks(
 
     A round is clean when, within a few seconds after it, all is as it was before it.
     """
-    asyncio.run(make(40))  # imports, connections, caches
+    asyncio.run(make(20))  # imports, connections, caches
     found = ["no round was made"]
-    for _ in range(rounds):
-        before = snapshot(app_name)
-        before = snapshot(app_name)  # counted, as the one after it will be, beside another one
+    for number in range(1, rounds + 1):
+        look = partial(snapshot, app_name, with_types=number == rounds)  # which may be reported
+        before = look()
+        before = look()  # counted, as the one after it will be, beside another one
         asyncio.run(make(requests))
         deadline = time.monotonic() + PATIENCE_S
-        while found := left_behind(before, snapshot(app_name), requests):
+        while found := left_behind(before, look(), requests):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
@@ -337,8 +347,13 @@ def running(deploy: Deploy) -> Iterator[Running]:
         counts: tuple[int, ...] = await client.acall({"do": "hanging"})
         return sum(counts)
 
+    asyncio.run(hanging())
+    for actor in actors_of(client.handle.app_name).values():
+        ray.get(actor.__ray_call__.remote(freeze))
+    freeze()
     snapshot(client.handle.app_name)  # measuring imports and connects, too
     yield Running(client, hanging)
+    gc.unfreeze()
     ray.kill(held)
 
 

@@ -169,8 +169,11 @@ def _start(options: Options, cpus: int, ending: contextlib.ExitStack) -> None:
     import ray
     from ray import serve
 
+    from raycompose import _serve
     from raycompose.client import cluster
 
+    if _serve.cluster_address(options.address) is None:
+        _refuse_a_port_in_use(options)  # at once, rather than when Ray has started
     # Where Serve imports a config's applications it looks at PYTHONPATH, not at our sys.path.
     path = [str(Path(options.app_dir).resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
@@ -179,11 +182,15 @@ def _start(options: Options, cpus: int, ending: contextlib.ExitStack) -> None:
     if cluster.serve_is_running():  # somebody else's: end what is ours alone
         ending.callback(serve.delete, options.name)
         return
+    _refuse_a_port_in_use(options)
+    serve.start(http_options={"host": options.host, "port": options.port})
+    ending.callback(serve.shutdown)
+
+
+def _refuse_a_port_in_use(options: Options) -> None:
     with socket.socket() as probe:
         if probe.connect_ex((options.host, options.port)) == 0:
             raise Problem(f"port {options.port} is in use: choose another with --port")
-    serve.start(http_options={"host": options.host, "port": options.port})
-    ending.callback(serve.shutdown)
 
 
 def announce(options: Options, apps: dict[str, tuple[Any, dict[str, Any]]]) -> None:

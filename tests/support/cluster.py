@@ -41,6 +41,8 @@ def start_ray(num_cpus: int, **options: Any) -> None:
         include_dashboard=False,
         **options,
     )
+    # It reads the logs of every worker ten times a second, for nobody.
+    ray._private.worker._global_node.kill_log_monitor()  # noqa: TID251
     start_serve()
 
 

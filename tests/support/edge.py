@@ -10,9 +10,6 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,16 +229,13 @@ def not_our_fault(answer: Answer) -> None:
         problem(answer)
 
 
-@contextmanager
-def opened(*names: str) -> Iterator[Edge]:
-    """Deploy some of the pipelines, all at once, for as long as the block runs."""
+def deployed_edge(*names: str) -> Edge:
+    """Deploy some of the pipelines, all at once."""
     apps = {name: app for name, app in pipelines().items() if name in names}
     serve.run_many(
         [serve.RunTarget(app, name=name, route_prefix=f"/{name}") for name, app in apps.items()]
     )
-    yield Edge(rc.connect(names[0]).url or "")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(serve.delete, apps))
+    return Edge(rc.connect(names[0]).url or "")
 
 
 def held(edge: Edge, app: str, value: Any) -> http.client.HTTPConnection | None:

@@ -10,13 +10,16 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 
 
-def start(name: str, *arguments: object, **environment: str) -> "subprocess.Popen[str]":
+def start(
+    name: str, *arguments: object, stdin: int | None = None, **environment: str
+) -> "subprocess.Popen[str]":
     """Start a script, which may import ``support``."""
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     paths = [str(TESTS.parent), str(TESTS), inherited.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, str(TESTS / "scripts" / name), *map(str, arguments)],
         env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
