@@ -65,8 +65,9 @@ class Calls:
         try:
             with _bar(len(self._inputs)) as show:
                 while not future.done():
-                    concurrent.futures.wait([future], _REFRESH_S)
                     show(self._done)
+                    concurrent.futures.wait([future], _REFRESH_S)
+                show(self._done)
             return future.result()
         except BaseException:
             future.cancel()
@@ -78,8 +79,9 @@ class Calls:
         try:
             with _bar(len(self._inputs)) as show:
                 while not future.done():
-                    await asyncio.wait([future], timeout=_REFRESH_S)
                     show(self._done)
+                    await asyncio.wait([future], timeout=_REFRESH_S)
+                show(self._done)
             return future.result()
         except BaseException:
             future.cancel()
