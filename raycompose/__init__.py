@@ -38,11 +38,13 @@ from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
 from raycompose.graph.limits import Retry
+from raycompose.show import install as _show
 
 __version__ = "0.1.0"
 
 install()
-del install
+_show()
+del install, _show
 
 __all__ = [
     "Client",

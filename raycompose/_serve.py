@@ -16,8 +16,9 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from ray import serve
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import async_task_id  # type: ignore[attr-defined]  # Cython
+from ray._raylet import GcsClient, async_task_id  # type: ignore[attr-defined]  # Cython
 from ray.actor import ActorMethod, _ActorMethodOptionsWrapper
 from ray.dag.py_obj_scanner import _PyObjScanner
 from ray.exceptions import RayError, RayTaskError, UnserializableException
@@ -38,6 +39,7 @@ from ray.serve.context import (
     _serve_request_context,
     _set_internal_replica_context,
 )
+from ray.serve.schema import ServeDeploySchema
 
 T = TypeVar("T")
 
@@ -308,6 +310,81 @@ def cluster_address(address: str | None) -> str | None:
     return found
 
 
+def ask_cluster(address: str) -> None:
+    """Ask the cluster at ``host:port`` whether it is one; it may take its time to say no.
+
+    Raises:
+        Exception: It is none, or wants a token that this process does not have.
+    """
+    GcsClient(address=address).get_all_node_info(timeout=5)
+
+
+def show_worker_logs(show: Callable[[dict[str, Any]], None]) -> None:
+    """Have ``show`` print what workers write, in the place of Ray.
+
+    It is given ``actor_name``, ``lines`` and ``is_err``, among others.
+    """
+    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    global_worker_stdstream_dispatcher.remove_handler("raycompose")
+    global_worker_stdstream_dispatcher.add_handler("raycompose", show)
+
+
+def deploy_config(config: Mapping[str, Any]) -> None:
+    """Deploy a Serve config's applications on the running Serve, without waiting for them."""
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+
+
+class DeploymentState(NamedTuple):
+    """How far a deployment is: its replicas, and what each asks for."""
+
+    name: str
+    status: str
+    message: str
+    wanted: int
+    running: int
+    placed: int
+    needs: dict[str, float]
+
+
+class ApplicationState(NamedTuple):
+    """How far an application is."""
+
+    status: str
+    message: str
+    declared: bool
+    deployments: tuple[DeploymentState, ...]
+
+
+def applications() -> dict[str, ApplicationState]:
+    """Return the state of every application on the running Serve, by name."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    details = client.get_serve_details()["applications"]
+    return {
+        name: ApplicationState(
+            str(app["status"]),
+            app["message"],
+            app["source"] == "declarative",
+            tuple(map(_deployment_state, app["deployments"].values())),
+        )
+        for name, app in details.items()
+    }
+
+
+def _deployment_state(details: dict[str, Any]) -> DeploymentState:
+    replicas = details["replicas"]
+    return DeploymentState(
+        details["name"],
+        str(details["status"]),
+        details["message"],
+        details["target_num_replicas"],
+        sum(replica["state"] == "RUNNING" for replica in replicas),
+        sum(replica.get("pid") is not None for replica in replicas),
+        dict(details["required_resources"] or {}),
+    )
+
+
 class Running(NamedTuple):
     """A running Serve instance: where it listens, and each application's route prefix."""
 
@@ -370,18 +447,23 @@ def is_own_deployment(handle: Any) -> bool:
 
 
 __all__ = [
+    "ApplicationState",
     "CallGroup",
+    "DeploymentState",
     "LazyApplication",
     "MethodOfActor",
     "RequestContext",
     "Running",
     "actor_class_name",
+    "applications",
+    "ask_cluster",
     "autoscaling_config",
     "build",
     "by_grpc",
     "by_reference",
     "call_builder",
     "cluster_address",
+    "deploy_config",
     "deployment_of",
     "detached",
     "did_not_stream",
@@ -398,6 +480,7 @@ __all__ = [
     "request_context",
     "running",
     "setting",
+    "show_worker_logs",
     "task_function",
     "text_of_unsendable",
     "unwrap",

@@ -1,9 +1,8 @@
 """Clients: deploy an application or connect to one, and call it."""
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -16,6 +15,8 @@ from ray.serve.handle import DeploymentHandle
 
 from raycompose import _serve
 from raycompose.client import cluster
+from raycompose.client.mapping import Calls
+from raycompose.client.session import session
 from raycompose.errors import RayComposeError, failed_stage
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import DeadlinePassed, Pulls, before
@@ -102,6 +103,50 @@ class Client(ABC):
         finally:
             await concurrency.result_of(concurrency.submit(items.aclose()))
 
+    def map(
+        self,
+        inputs: Iterable[Any],
+        *,
+        max_concurrency: int = 16,
+        progress: bool = False,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """Call the pipeline with each input, several at once, and block for the results in order.
+
+        ``client.map(xs)`` is ``[client.call(x) for x in xs]``, sooner.
+
+        Args:
+            inputs: Each is given to the pipeline as its one argument.
+            max_concurrency: How many calls are under way at once.
+            progress: Show a bar, in a terminal or a notebook.
+            return_exceptions: Put an input's error in its place rather than raise the first,
+                which cancels the other calls, and has the input's index in a note.
+
+        Raises:
+            ValueError: ``max_concurrency`` is no whole number of 1 or more.
+        """
+        calls = Calls(self._once, list(inputs), max_concurrency, return_exceptions)
+        if not progress:
+            return concurrency.wait(calls.run())
+        return calls.watched()
+
+    async def amap(
+        self,
+        inputs: Iterable[Any],
+        *,
+        max_concurrency: int = 16,
+        progress: bool = False,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """Call the pipeline with each input and await the results in order; see ``map``."""
+        calls = Calls(self._once, list(inputs), max_concurrency, return_exceptions)
+        if not progress:
+            return await concurrency.result_of(concurrency.submit(calls.run()))
+        return await calls.awatched()
+
+    def _once(self, value: Any) -> Coroutine[Any, Any, Any]:
+        return self._call((value,), {})
+
     def __enter__(self) -> "Client":
         return self
 
@@ -117,12 +162,9 @@ class Client(ABC):
 class _Remote(Client):
     """Calls an application that Ray Serve runs."""
 
-    def __init__(
-        self, handle: DeploymentHandle[Any], app_name: str, end: Callable[[], None]
-    ) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], app_name: str) -> None:
         self._handle: Any = handle
         self._app_name = app_name
-        self._end = end
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return await result_of(self._handle.remote(*args, **kwargs))
@@ -150,9 +192,11 @@ class _Remote(Client):
         return cluster.url_of(self._app_name)
 
     def close(self) -> None:
-        """End what this client started: the application, and Serve and Ray if it started them."""
-        self._end()
-        self._end = lambda: None
+        """End the application, unless it was deployed anew, or by somebody else.
+
+        With the last application that this process runs end Serve and Ray, if it started them.
+        """
+        session.release(self._app_name, self._handle)
 
     def __repr__(self) -> str:
         return f"Client({self._app_name!r}, url={self.url!r})"
@@ -165,6 +209,7 @@ def run(
 
     In plain Ray Serve: ``handle = serve.run(app, name=name, route_prefix=route_prefix)``. When
     Ray is not running it is started here, with as many logical CPUs as the application asks for.
+    Running it again under its name replaces what runs, as a notebook's cell does.
 
     Args:
         app: A pipeline or any other Serve application.
@@ -175,19 +220,11 @@ def run(
     Raises:
         RuntimeError: The deployment failed; Ray's message says why.
     """
-    end = contextlib.ExitStack()
     if not ray.is_initialized():
-        cluster.start_ray(cluster.cpus_needed(app))
-        end.callback(ray.shutdown)
-    if not cluster.serve_is_running():
-        end.callback(serve.shutdown)
-    try:
-        handle = serve.run(app, name=name, route_prefix=route_prefix, **options)
-    except BaseException:
-        end.close()
-        raise
-    end.callback(serve.delete, name)
-    return _Remote(handle, name, end.close)
+        session.open(cluster.cpus_needed(app))
+    session.start_serve()
+    deploy = partial(serve.run, app, name=name, route_prefix=route_prefix, **options)
+    return _Remote(session.deploy(name, deploy), name)
 
 
 def connect(name: str = "default") -> Client:
@@ -200,10 +237,11 @@ def connect(name: str = "default") -> Client:
 
     Raises:
         ray.serve.exceptions.RayServeException: There is no such application.
+        ConnectionError: There is no Ray cluster that answers.
     """
     if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=False)
-    return _Remote(serve.get_app_handle(name), name, lambda: None)
+        ray.init(address=cluster.cluster_to_join("auto"), log_to_driver=False)
+    return _Remote(serve.get_app_handle(name), name)
 
 
 async def _within(timeout_s: float | None, call: Callable[[], Awaitable[T]]) -> T:

@@ -9,7 +9,9 @@ from typing_extensions import Unpack
 from raycompose import _serve
 from raycompose.compose import fusing
 from raycompose.compose.checks import check_fit
+from raycompose.compose.description import describe
 from raycompose.compose.front import check_options, front, settings
+from raycompose.compose.picture import Graph
 from raycompose.compose.places import with_gates
 from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_node
 from raycompose.errors import CompositionError
@@ -127,6 +129,19 @@ class Pipeline(Composed, Generic[In, Out]):
         ``async for item in self.pipeline.stream(x)``.
         """
         return Embedded(self.root)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph as plain data and as pictures: ``print(app.graph)``, ``app.graph.svg()``.
+
+        Raises:
+            CompositionError: What ``fuse()`` puts together cannot be merged.
+        """
+        return Graph(describe(self.root, self.bind_front()))
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        """The picture, for Jupyter."""
+        return {**self.graph.pictures(), "text/plain": repr(self)}
 
     def bind_front(self) -> Deployment:
         """Return the deployment that fronts the pipeline, with the graph bound to it."""

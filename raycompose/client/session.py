@@ -1,0 +1,95 @@
+"""What this process has started, so that it ends that and nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from raycompose import _serve
+from raycompose.client import cluster
+
+_NOBODY = object()
+
+
+class Session:
+    """Ray, Serve and the applications that this process has started.
+
+    They end with the last of the applications. On a cluster that was joined Serve ends only if it
+    was started here and nobody else's application runs on it by then.
+    """
+
+    def __init__(self) -> None:
+        self.address: str | None = None
+        """The cluster that was joined; ``None`` when Ray was started here, or by somebody else."""
+        self._owns_ray = self._owns_serve = self._connected = False
+        self._owners: dict[str, object] = {}
+
+    def open(self, cpus: int, address: str | None = None, **options: Any) -> None:
+        """Start Ray or join a cluster, and take the place of what has ended; see ``start_ray``."""
+        self.address = cluster.start_ray(cpus, address, **options)
+        self._connected, self._owns_ray, self._owns_serve = True, self.address is None, False
+        self._owners = {}
+
+    def start_serve(self, **options: Any) -> None:
+        """Start Serve unless one runs.
+
+        Args:
+            options: What ``serve.start`` takes.
+        """
+        if not cluster.serve_is_running():
+            self._owns_serve = True
+            serve.start(**options)
+
+    def deploy(self, name: str, run: Callable[[], Any]) -> Any:
+        """Return what ``run`` gives, which owns the application from then on.
+
+        An application that failed is deleted again, and with it what was started for it.
+        """
+        existed = name in _serve.applications()
+        try:
+            owner = run()
+        except BaseException:
+            if not existed:
+                self._owners[name] = None
+                self.release(name, None)
+            raise
+        self._owners[name] = owner
+        return owner
+
+    def release(self, name: str, owner: object) -> None:
+        """End the application if it is still the owner's, and with the last one all the rest."""
+        if not ray.is_initialized() or self._owners.get(name, _NOBODY) is not owner:
+            return
+        del self._owners[name]
+        if self._owners or not self._owns_ray:  # else it goes with its Ray
+            serve.delete(name)
+        if not self._owners:
+            self.close()
+
+    def others(self) -> list[str]:
+        """Return the names of the applications that run and are not this process's."""
+        return sorted(set(_serve.applications()) - set(self._owners))
+
+    def close(self) -> None:
+        """End all that this process has started."""
+        if not ray.is_initialized():
+            return
+        try:
+            if not self._owns_ray:
+                for name in self._owners:
+                    serve.delete(name)
+            self._owners = {}
+            if self._owns_ray or (self._owns_serve and not self.others()):
+                serve.shutdown()
+        except (RayError, RayServeException):
+            pass  # the cluster has gone by itself
+        if self._connected:
+            ray.shutdown()
+        self._owns_ray = self._owns_serve = self._connected = False
+
+
+session = Session()
+"""This process's."""
