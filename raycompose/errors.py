@@ -8,12 +8,9 @@ RayComposeError
 └── HTTPError           raised by users, in any stage, to answer with an HTTP status
 """
 
-import ast
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from ray import cloudpickle
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -21,8 +18,13 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
 )
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+E = TypeVar("E", bound=BaseException)
 
 _STAGE = "_raycompose_stage"
+_REQUEST = "_raycompose_request"
+MARKS = (_STAGE, _REQUEST)
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
     DeploymentUnavailableError,
@@ -123,6 +125,10 @@ class HTTPError(RayComposeError, HTTPException):
         self.detail = detail
         self.headers = dict(headers or {})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whatever arguments the __init__ of a subclass takes.
+        return reborn, (type(self), self.args, self.__dict__)
+
     def __repr__(self) -> str:
         return f"HTTPError({self.status!r}, {self.detail!r})"
 
@@ -130,38 +136,22 @@ class HTTPError(RayComposeError, HTTPException):
         return f"HTTP {self.status}: {self.detail}" if self.detail else f"HTTP {self.status}"
 
 
-def sendable(error: BaseException) -> BaseException:
-    """Return the error, or what stands for it where it would not survive being sent."""
-    try:
-        cloudpickle.loads(cloudpickle.dumps(error))
-    except Exception:  # whatever a user's __reduce__ or __init__ may raise
-        stand_in = StageError(f"{type(error).__module__}.{type(error).__qualname__}", str(error))
-        if (stage := failed_stage(error)) is not None:
-            mark(stand_in, stage)
-        return stand_in
+def reborn(kind: type[E], args: tuple[Any, ...], state: Mapping[str, Any]) -> E:
+    """Return an exception with these arguments and attributes, without running its ``__init__``."""
+    error = kind.__new__(kind, *args)
+    _pythons(kind).__init__(error, *args)
+    error.__dict__.update(state)
     return error
 
 
-def restored(text: str) -> Exception:
-    r"""Return what stands for an exception of which only Ray's text of its traceback arrived.
+def arguments_of(error: BaseException) -> tuple[Any, ...]:
+    """Return what Python's own part of an exception is made of: ``OSError`` has more than args."""
+    arguments: tuple[Any, ...] = _pythons(type(error)).__reduce__(error)[1]
+    return arguments
 
-    >>> restored("Traceback ...:\n  File ...\nstarlette.exceptions.HTTPException: 409: taken")
-    HTTPError(409, 'taken')
-    >>> str(restored("Traceback ...:\n  File ...\nmine.Odd: no luck"))
-    'mine.Odd: no luck (the exception itself cannot be pickled)'
-    """
-    text = re.sub("\x1b\\[[0-9;]*m", "", text).strip()
-    lines = list(re.finditer(r"^([A-Za-z_][\w.<>]*)(?:: |$)", text, re.MULTILINE))
-    if not lines:
-        return StageError("Exception", text)
-    type_name, message = lines[-1][1], text[lines[-1].end() :].strip()
-    http = re.fullmatch(r"([45]\d\d): (.*)", message, re.DOTALL)
-    if http and type_name.endswith("HTTPException"):
-        try:
-            return HTTPError(int(http[1]), ast.literal_eval(http[2]))
-        except (ValueError, SyntaxError):
-            return HTTPError(int(http[1]), http[2])
-    return StageError(type_name, message)
+
+def _pythons(kind: type[BaseException]) -> Any:
+    return next(base for base in kind.__mro__ if base.__module__ == "builtins")
 
 
 def failed_stage(error: BaseException) -> str | None:
@@ -177,15 +167,30 @@ def failed_stage(error: BaseException) -> str | None:
     return stage if isinstance(stage, str) else None
 
 
-def mark(error: BaseException, stage: str) -> None:
-    """Name the stage that raised ``error``, unless a stage further in already has."""
-    if failed_stage(error) is not None:
-        return
-    try:
-        setattr(error, _STAGE, stage)
-        add_note(error, f"raised in stage {stage!r}")
-    except AttributeError:  # an exception with __slots__ keeps its type rather than our note
-        return
+def mark(error: E, stage: str, request_id: str = "") -> E:
+    """Name the stage that raised an error, unless a stage further in already has.
+
+    Args:
+        error: What a stage raised.
+        stage: Its name.
+        request_id: The request in which it did: one object may be raised in several.
+
+    Returns:
+        The error; a copy of one that another request has named a stage in.
+    """
+    state = error.__dict__  # setattr fails on a frozen dataclass
+    if _STAGE in state:
+        if state.get(_REQUEST, request_id) == request_id:
+            return error
+        kept = {k: v for k, v in state.items() if k not in MARKS and k != "__notes__"}
+        again = reborn(type(error), arguments_of(error), kept).with_traceback(error.__traceback__)
+        again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
+        return mark(again, stage, request_id)
+    state[_STAGE] = stage
+    if request_id:
+        state[_REQUEST] = request_id
+    add_note(error, f"raised in stage {stage!r}")
+    return error
 
 
 def add_note(error: BaseException, note: str) -> None:
@@ -198,4 +203,4 @@ def is_client_error(error: BaseException) -> bool:
     """Tell whether the sender of the request is at fault (4xx), so that trying again is no help."""
     if isinstance(error, HTTPException):
         return error.status_code < 500
-    return isinstance(error, NoMatchError)
+    return isinstance(error, NoMatchError | MultiPartException)

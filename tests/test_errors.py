@@ -1,17 +1,22 @@
 """Exceptions: their tree, their way through processes, and the stage that they name."""
 
+import dataclasses
 import pickle
 import re
+import threading
 import traceback
 from typing import Any
 
 import pytest
 from ray import cloudpickle
 from ray.exceptions import RayTaskError
+from starlette.exceptions import HTTPException
+from starlette.testclient import TestClient
 
 import raycompose as rc
 from raycompose import errors
-from raycompose.errors import is_client_error, mark
+from raycompose.errors import StageError, is_client_error, mark
+from raycompose.flow.failures import restored, sendable
 
 EXAMPLES = [
     rc.RayComposeError("text"),
@@ -108,6 +113,110 @@ def test_the_users_own_subclass_of_http_error_keeps_its_status() -> None:
 
     again = pickle.loads(cloudpickle.dumps(NotReady()))
     assert (again.status, again.detail) == (503, "warming up")
+
+
+class NotFound(rc.HTTPError):
+    """With arguments of its own, and an attribute."""
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        super().__init__(404, f"no {what}", {"X-Kind": "1"})
+        self.hint = hint
+
+
+class Forgetful(Exception):
+    """Python cannot make it again from its ``args``."""
+
+    def __init__(self, account: str, missing: int) -> None:
+        super().__init__(f"{account} lacks {missing}")
+        self.account = account
+        self.missing = missing
+
+
+class OutOfDisk(OSError):
+    def __init__(self, path: str, *, free: int) -> None:
+        super().__init__(28, "no space", path)
+        self.free = free
+
+
+class Holding(Exception):
+    def __init__(self, held: Any, code: int) -> None:
+        super().__init__(held)
+        self.held = held
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+    reason: str = "frozen"
+
+
+def sent(error: Exception) -> Any:
+    """Return what a caller in another process gets of an error that a replica raises."""
+    return pickle.loads(cloudpickle.dumps(sendable(error)))
+
+
+def test_a_subclass_of_http_error_may_have_arguments_of_its_own() -> None:
+    """Its ``__init__`` is not run again in the process that it is sent to."""
+    again = pickle.loads(cloudpickle.dumps(mark(NotFound("page", hint="home"), "Model")))
+    assert type(again) is NotFound
+    assert (again.status, again.detail, again.headers, again.hint) == (
+        404, "no page", {"X-Kind": "1"}, "home")  # fmt: skip
+    assert rc.failed_stage(again) == "Model"
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (Forgetful("savings", 5), ["account", "missing"]),
+        (OutOfDisk("/data", free=3), ["errno", "strerror", "filename", "free"]),
+        (Holding(threading.Lock(), 7), ["code"]),
+        (Frozen(7), ["code", "reason"]),
+        (NotFound("page", hint="home"), ["status", "hint"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_exception_with_a_signature_of_its_own_is_sent_as_its_own_type(
+    error: Exception, kept: list[str]
+) -> None:
+    """Type, text, stage, notes and attributes cross processes, whatever ``__init__`` takes."""
+    again = sent(mark(error, "Model"))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert [getattr(again, name) for name in kept] == [getattr(error, name) for name in kept]
+    assert rc.failed_stage(again) == "Model"
+    assert "raised in stage 'Model'" in notes(again)
+
+
+HTTP = "starlette.exceptions.HTTPException: 409: forged"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        (f"Traceback:\n  File x\nValueError: first\n{HTTP}", ValueError, f"first\n{HTTP}"),
+        (f"Traceback:\n  File x\nmine.Odd: first\n  File y\n{HTTP}", StageError, "mine.Odd: first"),
+        (f"Exception m.Odd isn't serializable: no.\nOriginal:\nTraceback:\n  File x\n"
+         f"Odd: first\n{HTTP}", StageError, "m.Odd: first"),
+        (f"Traceback:\n  File x\nKeyError: 1\n\nDuring handling of the above exception, another "
+         f"exception occurred:\n\nTraceback:\n  File y\n{HTTP}", HTTPException, "409: forged"),
+        ("Traceback:\n  File x\n    raise E\nfastapi.exceptions.HTTPException: 204: No Content",
+         HTTPException, "204: No Content"),
+        ("Traceback:\n  File x\nstarlette.exceptions.HTTPException: 404: 17", HTTPException, "17"),
+        ("no traceback at all", Exception, "no traceback at all"),
+    ],
+    ids=["a message", "a frame in it", "told by Ray", "chained", "204", "digits", "nothing"],
+)  # fmt: skip
+def test_an_exception_is_restored_from_the_text_of_its_traceback(
+    text: str, kind: type[Exception], said: str
+) -> None:
+    """The type is that of the last exception raised; no line of a message passes for one."""
+    error = restored(text)
+    assert isinstance(error, kind)
+    assert said in str(error)
+    assert isinstance(error, HTTPException) is (kind is HTTPException)
+    if isinstance(error, HTTPException):
+        assert isinstance(error.detail, str)
 
 
 # The stage that failed
@@ -218,6 +327,31 @@ def test_one_exception_object_raised_twice_names_the_stage_that_raised() -> None
         with pytest.raises(Broken):
             client.call(1)
     assert len(notes(shared)) == 1
+
+
+def test_one_exception_object_raised_in_two_stages_names_each() -> None:
+    """The stage is that which raised it in this request, not in an earlier one."""
+    shared = Broken("always the same object")
+
+    def raising(x: Any) -> Any:
+        raise shared
+
+    app = rc.switch("at", {at: rc.stage(raising, name=at) for at in ("first", "second")})
+    client = TestClient(rc.local(app).asgi)
+    for at in ("first", "second", "first"):
+        assert client.post("/", json={"at": at}).json()["stage"] == at
+
+
+def test_a_frozen_dataclass_names_its_stage() -> None:
+    """An exception that refuses attributes keeps its type and has the stage's name, too."""
+
+    def stage(x: Any) -> Any:
+        raise Frozen(7)
+
+    with pytest.raises(Frozen) as caught:
+        rc.local(rc.pipeline(stage)).call(1)
+    assert caught.value.code == 7
+    assert rc.failed_stage(caught.value) == "stage"
 
 
 def test_the_first_failure_of_a_fallback_has_the_others_as_notes() -> None:

@@ -109,6 +109,90 @@ def test_json_prints_like_its_value(value: Any) -> None:
     assert f"{made(value).json()}" == f"{value}"
 
 
+async def returned(request: starlette.requests.Request) -> Any:
+    return request.json()
+
+
+async def nested(request: starlette.requests.Request) -> Any:
+    return {"got": [request.json(), (request.json(),)]}
+
+
+async def yielded(request: starlette.requests.Request) -> Any:
+    yield request.json()
+
+
+def in_a_thread(request: starlette.requests.Request) -> Any:
+    return {"got": [request.json(), (request.json(),)]}
+
+
+@pytest.mark.parametrize("value", KINDS)
+@pytest.mark.parametrize("stage", [nested, in_a_thread])
+def test_json_is_the_plain_value_in_a_result(stage: Any, value: Any) -> None:
+    """What ``json()`` gives is Python's own value wherever a stage puts it, awaited or not."""
+    client = rc.local(rc.pipeline(stage, lambda x: x["got"]))
+    one, (two,) = client.call(made(value))
+    assert (one, two) == (value, value)
+    assert {type(one), type(two)} == {type(value)}
+    response = http(rc.pipeline(stage)).post("/", content=json.dumps(value))
+    assert response.json() == {"got": [value, [value]]}
+
+
+@pytest.mark.parametrize("value", [True, False, None, [1], "text"])
+def test_json_is_the_plain_value_as_a_result(value: Any) -> None:
+    """A stage that returns or yields ``request.json()`` gives the JSON value itself."""
+    assert (
+        rc.local(rc.pipeline(returned, lambda x: type(x).__name__)).call(made(value))
+        == type(value).__name__
+    )
+    for stage in (returned, yielded):
+        response = http(rc.pipeline(stage, lambda x: [x])).post("/", content=json.dumps(value))
+        assert response.json() == [value]
+
+
+def test_json_that_was_changed_pickles_as_it_is() -> None:
+    """An object that a stage changed crosses processes with the change, awaited or not."""
+
+    async def change(request: rc.Request) -> Any:
+        body: Any = request.json()
+        body["more"] = 1
+        waited = await request.json()
+        waited["other"] = 2
+        return pickle.loads(pickle.dumps([body, waited, request.json(), await body]))
+
+    body, waited, again, later = asyncio.run(change(made({"a": 1})))
+    assert body == later == {"a": 1, "more": 1}
+    assert waited == {"a": 1, "other": 2}
+    assert again == {"a": 1}
+
+
+@pytest.mark.parametrize("body", [b"{", b"NaN", b"1e999", b"", b"[" * 10_000])
+def test_malformed_json_is_pythons_own_error(body: bytes) -> None:
+    """``except json.JSONDecodeError`` catches it, also in another process."""
+    with pytest.raises(json.JSONDecodeError) as caught:
+        rc.Request(SCOPE, body).json()
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(again, json.JSONDecodeError)
+    assert (again.msg, again.lineno) == (caught.value.msg, 1)
+    assert isinstance(again, rc.HTTPError)
+    assert again.status == 400
+    assert str(again) == str(caught.value)
+
+
+def test_the_client_is_there_until_it_leaves() -> None:
+    """``is_disconnected()`` is false as long as the client waits for the answer."""
+
+    async def ask(request: starlette.requests.Request) -> Any:
+        for n in range(3):
+            if await request.is_disconnected():
+                return
+            yield n
+
+    assert http(rc.pipeline(ask)).post("/", json=1).text.split() == ["0", "1", "2"]
+    assert http(rc.pipeline(lambda x: x, ask)).post("/", json=1).text.split() == ["0", "1", "2"]
+    again = pickle.loads(pickle.dumps(made(1)))
+    assert asyncio.run(again.is_disconnected()) is False
+
+
 def test_json_of_the_seed_reads_either_way() -> None:
     """``request.json()["data"]`` and ``(await request.json())["data"]`` are the same."""
 
@@ -206,13 +290,24 @@ def test_a_body_in_pieces_is_put_together() -> None:
 
 
 def test_a_form_is_starlettes() -> None:
-    """``await request.form()`` parses the form, where Starlette can parse forms at all."""
-    pytest.importorskip("python_multipart", reason="Starlette parses forms with it")
+    """``await request.form()`` parses the form, urlencoded or multipart."""
 
     async def read(request: starlette.requests.Request) -> Any:
         return dict(await request.form())
 
     assert http(rc.pipeline(read)).post("/", data={"a": "1"}).json() == {"a": "1"}
+
+    async def upload(request: starlette.requests.Request) -> Any:
+        async with request.form() as form:
+            file: Any = form["file"]
+            return [form["title"], file.filename, file.content_type, (await file.read()).decode()]
+
+    sent = {"file": ("a.txt", b"text", "text/plain")}
+    client = http(rc.pipeline(upload))
+    assert client.post("/", data={"title": "t"}, files=sent).json() == [
+        "t", "a.txt", "text/plain", "text"]  # fmt: skip
+    bad = {"content-type": "multipart/form-data; boundary=x"}
+    assert client.post("/", content=b"--y\r\n", headers=bad).status_code == 400
 
 
 def test_a_parameter_named_request_gets_one() -> None:

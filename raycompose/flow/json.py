@@ -3,70 +3,59 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
+
+from pydantic_core import from_json
 
 from raycompose.errors import HTTPError
 
 
-class MalformedJSONError(HTTPError, ValueError):
-    """The sender's body is not JSON. HTTP 400."""
+class MalformedJSONError(HTTPError, json.JSONDecodeError):
+    """The sender's body is not JSON. HTTP 400; ``except json.JSONDecodeError`` catches it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(400, f"malformed JSON: {reason}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _malformed, (self.detail, self.__dict__)
-
-
-def _malformed(detail: str, state: dict[str, Any]) -> MalformedJSONError:
-    error = MalformedJSONError(detail.removeprefix("malformed JSON: "))
-    error.__dict__.update(state)
-    return error
+        place = re.search(r"line (\d+) column (\d+)", reason)
+        self.msg, self.doc = reason, ""  # the text itself is the sender's, and may be long
+        self.lineno, self.colno = map(int, place.groups()) if place else (1, 1)
+        self.pos = self.colno - 1
 
 
 def parse_json(body: bytes) -> Any:
     """Return the value of a JSON text, as RFC 8259 has it: no NaN, no infinity, no surrogates.
 
     Raises:
-        MalformedJSONError: It is not JSON.
+        MalformedJSONError: It is not JSON, or nested deeper than about 200 levels.
     """
     try:
-        text = body.decode(json.detect_encoding(body))  # json.loads would let surrogates pass
-        # Only an exponent of three digits makes a float infinite; the hook is slow.
-        parse_float = _finite if _HUGE.search(text) else None
-        value = json.loads(text, parse_constant=_finite, parse_float=parse_float)
-        if text.count("[") + text.count("{") > _LEVELS and _depth(value) > _LEVELS:
-            raise MalformedJSONError(f"nested deeper than {_LEVELS} levels")
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # fails on half of a surrogate pair
-    except RecursionError:
-        raise MalformedJSONError("nested too deeply") from None
-    except MalformedJSONError:
-        raise
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, UnicodeEncodeError
-        raise MalformedJSONError(str(error)) from None
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        if (encoding := json.detect_encoding(body)) == "utf-8":
+            raise MalformedJSONError(str(error)) from None
+        value = _reencoded(body, encoding)
+    if _holds_infinity(value):  # 1e999 is JSON, but no float
+        raise MalformedJSONError("it has a number that is too large for a float")
     return value
 
 
-_LEVELS = 200
-"""How deep JSON may be nested: what answers with it recurses, and Python stops at about 1,000."""
+def _reencoded(body: bytes, encoding: str) -> Any:
+    """The value of JSON in UTF-16 or UTF-32, or in UTF-8 that begins with its signature."""
+    try:
+        return from_json(body.decode(encoding).encode(), allow_inf_nan=False)
+    except ValueError as error:  # UnicodeError is one
+        raise MalformedJSONError(str(error)) from None
 
 
-def _depth(value: Any) -> int:
-    deepest, left = 0, [(value, 1)] if isinstance(value, dict | list) else []
+def _holds_infinity(value: Any) -> bool:
+    left: list[Iterable[Any]] = [[value]]
     while left:
-        part, depth = left.pop()
-        deepest = max(deepest, depth)
-        parts = part.values() if isinstance(part, dict) else part
-        left += [(p, depth + 1) for p in parts if isinstance(p, dict | list)]
-    return deepest
-
-
-_HUGE = re.compile(r"[eE]\+?[0-9]{3}|[0-9]{300}")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a JSON number")
-    return number
+        for part in left.pop():
+            kind = type(part)
+            if kind is list:
+                left.append(part)
+            elif kind is dict:
+                left.append(part.values())
+            elif kind is float and math.isinf(part):
+                return True
+    return False

@@ -14,7 +14,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import TaskCancelledError
 
-from raycompose.errors import sendable
+from raycompose.flow.failures import sendable
 
 _UNCLAIMED_S = 60.0
 """How long an outcome is kept that nobody has asked for: its ``result`` call was cancelled."""

@@ -1,13 +1,15 @@
 """Requests: a Starlette request that crosses processes and whose JSON needs no await."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator, Mapping, MutableMapping
 from typing import Any
 
 import starlette.requests
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from raycompose.flow.json import parse_json
+from raycompose.flow.structures import leaves, rebuilt
 
 _SENDABLE = ("type", "method", "path", "root_path", "query_string", "headers", "http_version",
              "scheme", "server", "client", "path_params", "asgi")  # fmt: skip
@@ -22,12 +24,19 @@ class Request(starlette.requests.Request):
     Args:
         scope: The ASGI scope; what cannot be sent between processes is left out.
         body: The whole body.
+        receive: What tells that the client has left, where that can be known; elsewhere the
+            stage is cancelled when it leaves.
     """
 
-    def __init__(self, scope: Mapping[str, Any], body: bytes) -> None:
+    def __init__(
+        self, scope: Mapping[str, Any], body: bytes, receive: Receive | None = None
+    ) -> None:
         kept: MutableMapping[str, Any] = {k: scope[k] for k in _SENDABLE if k in scope}
-        super().__init__({"type": "http", "headers": [], "query_string": b"", **kept}, _no_more)
+        scope = {"type": "http", "headers": [], "query_string": b"", **kept}
+        super().__init__(scope, receive or _nothing)
         self._body = body
+        self.unawaited = 0
+        """How often ``json()`` gave what nobody has awaited yet."""
 
     @classmethod
     async def read(cls, request: starlette.requests.Request) -> "Request":
@@ -52,11 +61,19 @@ class Request(starlette.requests.Request):
         """Return the body's JSON, to be used as it is or awaited.
 
         Raises:
-            ValueError: The body is not JSON; left alone, the request is answered with 400.
+            ValueError: The body is not JSON (``json.JSONDecodeError``); left alone, the request
+                is answered with 400.
         """
         if not hasattr(self, "_value"):
             self._value: Any = parse_json(self._body)
-        return _awaitable(self._value)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # in a thread nobody can await it
+            return _copied(self._value)
+        self.unawaited += 1
+        made = _KINDS.get(type(self._value), _Other)(self._value)
+        made.request = self
+        return made
 
     async def body(self) -> bytes:
         """Return the body; the JSON text of the value that a stage before this one gave."""
@@ -70,6 +87,13 @@ class Request(starlette.requests.Request):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (dict(self.scope), self._body, self.__dict__.get("_value", _ABSENT))
+
+
+def settled(result: Any, args: tuple[Any, ...]) -> Any:
+    """Return a stage's result with plain values for the awaitable JSON of its request, if any."""
+    if not args or type(args[0]) is not Request or not args[0].unawaited:
+        return result
+    return rebuilt(result, {id(part): part.plain() for part in leaves(result, (_Now,))})
 
 
 class _Absent:
@@ -86,21 +110,30 @@ def _rebuild(scope: dict[str, Any], body: bytes, value: Any) -> Request:
     return request
 
 
-async def _no_more() -> Message:
+async def _nothing() -> Message:
+    await asyncio.Event().wait()  # nothing comes after the body
     return {"type": "http.disconnect"}
 
 
 class _Now:
-    """Makes a JSON value awaitable; awaiting gives the plain value."""
+    """Makes a JSON value awaitable; awaiting, and pickling, give the plain value."""
 
-    plain: Any
+    request: Request | None
 
     def __await__(self) -> Generator[Any, None, Any]:
         yield from ()  # __await__ must be a generator; this one does not wait
-        return self.plain
+        if self.request is not None:
+            self.request.unawaited -= 1
+            self.request = None
+        return self.plain()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _plain, (self.plain,)
+        return _same, (self.plain(),)
+
+    def plain(self) -> Any:
+        """Return the value without the awaiting, as it is now."""
+        base: Any = type(self).__mro__[2]  # behind the awaitable kind and _Now: dict, list, ...
+        return base(self)
 
 
 class _Dict(_Now, dict):  # type: ignore[type-arg]
@@ -126,28 +159,33 @@ class _Float(_Now, float):
 class _Other(_Now):
     """``true``, ``false`` and ``null``, which Python does not let be subclassed."""
 
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def plain(self) -> Any:
+        """Return the value."""
+        return self._value
+
     def __bool__(self) -> bool:
-        return bool(self.plain)
+        return bool(self._value)
 
     def __eq__(self, other: object) -> bool:
-        return bool(self.plain == other)
+        return bool(self._value == other)
 
     def __hash__(self) -> int:
-        return hash(self.plain)
+        return hash(self._value)
 
     def __repr__(self) -> str:
-        return repr(self.plain)
+        return repr(self._value)
 
 
 _KINDS: dict[type, Any] = {dict: _Dict, list: _List, str: _Str, int: _Int, float: _Float}
 
 
-def _awaitable(value: Any) -> Any:
-    kind = _KINDS.get(type(value))
-    made = kind(value) if kind else _Other()
-    made.plain = value
-    return made
+def _copied(value: Any) -> Any:
+    """A copy of an object or a list, so that changing it does not change the request."""
+    return value.copy() if type(value) in (dict, list) else value
 
 
-def _plain(value: Any) -> Any:
+def _same(value: Any) -> Any:
     return value

@@ -129,16 +129,15 @@ class Call:
             return
         if not self.blameless and not _is_cancelling(raised):
             self._ctx.count_failure(self._stage)
-        raise_named(raised, self._stage)
+        raise_named(raised, self._stage, self._ctx.request_id)
 
 
-def raise_named(raised: BaseException, stage: str) -> None:
+def raise_named(raised: BaseException, stage: str, request_id: str) -> None:
     """Raise what stands for what a stage raised, unless that may go on as it is, named."""
     if _is_cancelling(raised):
         # Its arguments tell anyio whose cancelling that was.
         raise asyncio.CancelledError(*getattr(raised.__context__, "args", ())) from raised
-    error = _reportable(raised)
-    mark(error, stage)
+    error = mark(_reportable(raised), stage, request_id)
     if error is not raised:
         raise error from raised
 

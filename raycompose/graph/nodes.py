@@ -17,7 +17,7 @@ from raycompose.errors import failed_stage
 from raycompose.flow import concurrency
 from raycompose.flow.arguments import Arguments
 from raycompose.flow.references import Ref
-from raycompose.flow.request import Request
+from raycompose.flow.request import Request, settled
 from raycompose.flow.streams import Stream
 from raycompose.graph.calling import Args, Kwargs
 from raycompose.graph.context import Context, raise_named
@@ -153,7 +153,7 @@ class Stage(Node):
         with ctx.at(self.name) as call:
             try:
                 args, kwargs = await self._arguments(value, ctx)
-                return await self.target.call(args, kwargs, ctx)
+                return settled(await self.target.call(args, kwargs, ctx), args)
             except Exception:
                 # The failure of an upstream that it was given by reference is the upstream's.
                 if isinstance(value, Ref) and (cause := await value.failed()) is not None:
@@ -173,7 +173,7 @@ class Stage(Node):
         try:
             started = await self.target.start(args, kwargs, ctx)
         except Exception as error:
-            raise_named(error, self.name)
+            raise_named(error, self.name, ctx.request_id)
             raise
         ref = Ref(started, self.name, value if isinstance(value, Ref) else None)
         concurrency.keep(self._time(ref, began, ctx))
@@ -188,14 +188,14 @@ class Stage(Node):
         try:
             return await self._arguments(value, ctx)
         except Exception as error:
-            raise_named(error, self.name)
+            raise_named(error, self.name, ctx.request_id)
             raise
 
     async def _items(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
         with ctx.at(self.name):
             async with aclosing(self.target.stream(args, kwargs, ctx)) as items:
                 async for item in items:
-                    yield item
+                    yield settled(item, args)
 
     async def _arguments(self, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
         if type(value) is Arguments:

@@ -11,8 +11,9 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 
 from raycompose import _serve
-from raycompose.errors import RayComposeError, sendable
+from raycompose.errors import RayComposeError
 from raycompose.flow.arguments import pack
+from raycompose.flow.failures import sendable
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
 from raycompose.graph.context import Context
