@@ -12,6 +12,11 @@ import pytest
 from support.layout import PACKAGE, modules, room_of
 
 import raycompose
+from raycompose.graph.hosting import HostedDeployment
+from raycompose.graph.limits import Limits, Retry
+from raycompose.graph.nodes import Node
+from raycompose.graph.signatures import Signature
+from raycompose.graph.targets import Target
 
 ROOMS = ("errors", "_serve", "flow", "graph", "http", "compose", "show", "client", "cli")
 """From the ground up."""
@@ -87,3 +92,19 @@ def test_the_readme_shows_the_rooms() -> None:
 
 def _exists(room: str) -> bool:
     return (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()
+
+
+def test_the_graph_is_immutable() -> None:
+    """Nodes, targets and what describes a hosted deployment are frozen: engines make what runs."""
+    kinds: tuple[type, ...] = (Node, Target, HostedDeployment, Signature, Limits, Retry)
+    for kind in kinds:
+        for part in [kind, *_below(kind)]:
+            frozen = getattr(part, "__dataclass_params__", None)
+            assert frozen is None or frozen.frozen, part
+            assert frozen is not None or part is Target, part
+
+
+def _below(kind: type) -> Iterator[type]:
+    for part in kind.__subclasses__():
+        yield part
+        yield from _below(part)

@@ -16,22 +16,16 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from support.waiting import apoll, until
 
 import raycompose as rc
+from raycompose.flow import promises
 from raycompose.graph.context import Context
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
 
 Deploy = Callable[..., rc.Client]
 TIMEOUT_S = 30
-
-
-def until(condition: Callable[[], Any], within_s: float = 10) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
 
 
 class Unsendable(Exception):
@@ -75,8 +69,7 @@ def test_what_cannot_be_sent_settles_its_promise(deploy: Deploy) -> None:
 
 @ray.remote(num_cpus=0, num_returns=2)
 def two(path: str) -> tuple[str, str]:
-    with open(path, "a") as file:
-        file.write("ran\n")
+    write(path, "ran")
     if path.endswith("hangs"):
         time.sleep(60)
     return "one", "two"
@@ -468,7 +461,7 @@ def test_the_background_loop_is_made_once() -> None:
     """Threads that need it first at the same time share it."""
     program = """
 import threading
-from raycompose.flow import concurrency
+from raycompose.flow import concurrency, promises
 barrier, loops = threading.Barrier(16), []
 def first():
     barrier.wait()
@@ -573,3 +566,115 @@ def test_a_stream_is_observed_once(recorded: dict[str, list[Any]]) -> None:
     ((stage, took_s),) = recorded["called"]
     assert stage == "source"
     assert took_s > 0.08
+
+
+# The same in replicas
+
+
+def write(notes: str, event: str) -> None:
+    with open(notes, "a") as file:
+        file.write(f"{event}\n")
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Upstream:
+    """Takes its time, and notes in a file how it ended."""
+
+    async def __call__(self, notes: str) -> float:
+        try:
+            await asyncio.sleep(30 if notes.endswith("hangs") else 0.5)
+        except asyncio.CancelledError:
+            write(notes, "cancelled")
+            raise
+        return time.time()
+
+    async def numbers(self, notes: str) -> AsyncIterator[int]:
+        write(notes, "begun")
+        yield 1
+        yield 2
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Eager:
+    async def __call__(self, ref: rc.Ref[float]) -> bool:
+        began = time.time()
+        return began < await ref
+
+    async def gives_up(self, ref: rc.Ref[float]) -> bool:
+        await asyncio.sleep(0.5)
+        raise ValueError("will not wait")
+
+    async def fails(self, items: rc.Stream[int]) -> int:
+        async for _ in items:
+            raise ValueError("at the first item")
+        return 0
+
+
+def _graphs() -> dict[str, Any]:
+    upstream, taker = Upstream.bind(), Eager.bind()
+    gives_up = rc.pipeline(upstream, rc.stage(taker, method="gives_up"))
+    again = rc.Retry(3, on=(ValueError,), initial_s=0.01)
+    return {
+        "parallel": rc.pipeline(upstream, rc.parallel(taker, taker)),
+        "split": rc.pipeline(upstream, rc.split((taker, 50), (taker, 50))),
+        "first of a fallback": rc.pipeline(upstream, rc.fallback(taker, lambda x: None)),
+        "abandoned by a fallback": rc.fallback(gives_up, lambda notes: "another"),
+        "a stream, tried again": rc.pipeline(
+            rc.stage(upstream, method="numbers"), rc.stage(taker, method="fails", retry=again)
+        ),
+    }
+
+
+@pytest.fixture(scope="module", params=["local", "fused", "distributed"])
+def corners(request: pytest.FixtureRequest, deploy: Deploy) -> rc.Client:
+    graphs = _graphs()
+    app = rc.switch("case", {k: rc.pipeline(lambda c: c["notes"], g) for k, g in graphs.items()})
+    if request.param == "local":
+        return rc.local(app)
+    return deploy(app.fuse() if request.param == "fused" else app)
+
+
+@pytest.mark.parametrize("case", ["parallel", "split", "first of a fallback"])
+def test_a_branch_by_reference_is_eager_in_replicas(corners: rc.Client, case: str) -> None:
+    """The branch starts before its upstream has ended."""
+    result = corners.call({"case": case, "notes": ""}, timeout_s=TIMEOUT_S)
+    assert result == ((True, True) if case == "parallel" else True)
+
+
+def test_an_abandoned_attempt_is_cancelled_in_its_replica(
+    corners: rc.Client, tmp_path: Any
+) -> None:
+    """What a failed branch started by reference is cancelled, although the request succeeds."""
+    notes = tmp_path / "hangs"
+    notes.touch()
+    call = {"case": "abandoned by a fallback", "notes": str(notes)}
+    assert corners.call(call, timeout_s=TIMEOUT_S) == "another"
+    until(lambda: notes.read_text() == "cancelled\n", within_s=20)
+
+
+def test_a_streams_producer_runs_once_whoever_is_tried_again(
+    corners: rc.Client, tmp_path: Any
+) -> None:
+    """A stage that was given a stream whole is not called again with it, on any engine."""
+    notes = tmp_path / "begun"
+    call = {"case": "a stream, tried again", "notes": str(notes)}
+    with pytest.raises(ValueError, match="at the first item"):
+        corners.call(call, timeout_s=TIMEOUT_S)
+    assert notes.read_text() == "begun\n"
+
+
+def test_a_promise_that_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value of a call whose waiting was cancelled is let go of, not kept for ever."""
+    monkeypatch.setattr(promises, "_UNCLAIMED_S", 0.05)
+
+    async def main() -> bool:
+        kept = promises._Promises()
+        waiting = asyncio.ensure_future(kept.result("key"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await kept.settle("key", "a large value", [None])
+        assert len(kept._outcomes) == 1
+        return bool(await apoll(lambda: not kept._outcomes))
+
+    assert asyncio.run(main())
