@@ -96,15 +96,17 @@ def _exists(room: str) -> bool:
 
 def test_the_graph_is_immutable() -> None:
     """Nodes, targets and what describes a hosted deployment are frozen: engines make what runs."""
-    kinds: tuple[type, ...] = (Node, Target, HostedDeployment, Signature, Limits, Retry)
+    kinds: list[type] = [Node, Target, HostedDeployment, Signature, Limits, Retry]
     for kind in kinds:
-        for part in [kind, *_below(kind)]:
+        parts: list[type] = [kind, *_below(kind)]
+        for part in parts:
             frozen = getattr(part, "__dataclass_params__", None)
             assert frozen is None or frozen.frozen, part
             assert frozen is not None or part is Target, part
 
 
 def _below(kind: type) -> Iterator[type]:
-    for part in kind.__subclasses__():
+    subclasses: list[type] = kind.__subclasses__()
+    for part in subclasses:
         yield part
         yield from _below(part)

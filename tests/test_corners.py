@@ -523,7 +523,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     monkeypatch.setattr(
         metrics, "stage_called", lambda _, stage, took_s: seen["called"].append((stage, took_s))
     )
-    monkeypatch.setattr(metrics, "stage_failed", lambda _, stage: seen["failed"].append(stage))
+    monkeypatch.setattr(metrics, "count", lambda _, __, stage: seen["failed"].append(stage))
     return seen
 
 

@@ -77,13 +77,13 @@ def test_shadow_that_blocks_threads_leaves_the_request_its_own() -> None:
 def test_shadow_is_bounded_and_counts_what_it_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than max_in_flight mirrored calls run at once; others are dropped and counted."""
     dropped = []
-    count = metrics.shadow_dropped
+    count = metrics.count
 
-    def counted(pipeline: str, stage: str) -> None:
-        dropped.append((pipeline, stage))
-        count(pipeline, stage)
+    def counted(counter: str, pipeline: str, stage: str) -> None:
+        dropped.append((counter, pipeline, stage))
+        count(counter, pipeline, stage)
 
-    monkeypatch.setattr(metrics, "shadow_dropped", counted)
+    monkeypatch.setattr(metrics, "count", counted)
     release = threading.Event()
     running: list[int] = []
     finished: list[int] = []
@@ -96,7 +96,7 @@ def test_shadow_is_bounded_and_counts_what_it_drops(monkeypatch: pytest.MonkeyPa
     client = rc.local(rc.shadow(target, max_in_flight=3).options(name="Front"))
     assert [client.call(x) for x in range(10)] == list(range(10))
     until(lambda: len(running) == 3)
-    assert dropped == [("Front", "shadow")] * 7
+    assert dropped == [("shadow_dropped", "Front", "shadow")] * 7
     release.set()
     until(lambda: len(finished) == 3)
     client.call(10)

@@ -93,7 +93,7 @@ class Shadow(Branching):
         if random.random() * 100 < self.percent:
             running: set[asyncio.Task[None]] = ctx.engine.state(self.name, set)
             if len(running) >= self.max_in_flight:
-                metrics.shadow_dropped(ctx.pipeline, self.name)
+                metrics.count("shadow_dropped", ctx.pipeline, self.name)
             else:
                 task = _serve.detached(self._mirror(value, ctx.detached()))
                 running.add(task)

@@ -13,7 +13,7 @@ from typing import Any
 from ray.serve.exceptions import RequestCancelledError
 
 from raycompose import _serve
-from raycompose.errors import mark
+from raycompose.errors import failed_stage, mark
 from raycompose.flow import concurrency
 from raycompose.graph import metrics
 from raycompose.graph.engines import Engine
@@ -89,9 +89,10 @@ class Context:
         self.timings_s[stage] = self.timings_s.get(stage, 0.0) + took_s
         metrics.stage_called(self.pipeline, stage, took_s)
 
-    def count_failure(self, stage: str) -> None:
-        """Add a call of a stage that failed to the metrics."""
-        metrics.stage_failed(self.pipeline, stage)
+    def count_failure(self, error: BaseException) -> None:
+        """Add an error that the request ends with to the metrics of its stage, if it names one."""
+        if (stage := failed_stage(error)) is not None:
+            metrics.count("stage_errors", self.pipeline, stage)
 
     def __reduce__(self) -> tuple[Any, ...]:
         ids = (self.pipeline, self.request_id, self.multiplexed_model_id)
@@ -106,17 +107,14 @@ class Call:
         stage: The stage's name.
     """
 
-    __slots__ = ("_ctx", "_stage", "_started", "blameless")
+    __slots__ = ("_ctx", "_stage", "_started")
 
     def __init__(self, ctx: Context, stage: str) -> None:
         self._ctx = ctx
         self._stage = stage
-        self.blameless = False
-        """Whether an error is another stage's, which counts it itself."""
 
-    def __enter__(self) -> "Call":
+    def __enter__(self) -> None:
         self._started = time.perf_counter()
-        return self
 
     def __exit__(
         self,
@@ -125,11 +123,8 @@ class Call:
         trace: TracebackType | None,
     ) -> None:
         self._ctx.record(self._stage, time.perf_counter() - self._started)
-        if raised is None or isinstance(raised, asyncio.CancelledError | GeneratorExit):
-            return
-        if not self.blameless and not _is_cancelling(raised):
-            self._ctx.count_failure(self._stage)
-        raise_named(raised, self._stage, self._ctx.request_id)
+        if raised is not None and not isinstance(raised, asyncio.CancelledError | GeneratorExit):
+            raise_named(raised, self._stage, self._ctx.request_id)
 
 
 def raise_named(raised: BaseException, stage: str, request_id: str) -> None:

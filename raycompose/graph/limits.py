@@ -1,23 +1,27 @@
 """Limits on a stage: a deadline over all attempts, and what may be tried again."""
 
 import asyncio
+import logging
 import math
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray.serve.exceptions import BackPressureError
 
-from raycompose.errors import TRANSIENT, StageTimeoutError, mark
+from raycompose.errors import TRANSIENT, StageTimeoutError, add_note, mark
 from raycompose.flow.concurrency import DeadlinePassed, before
 from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
+from raycompose.graph import metrics
+from raycompose.graph.budgets import Budget
+from raycompose.graph.context import Context
 
-if TYPE_CHECKING:
-    import tenacity
+logger = logging.getLogger("ray.serve")
 
 
 def is_number(value: Any) -> bool:
@@ -54,6 +58,9 @@ class Retry:
         initial_s: Seconds before the second attempt; doubled before each further one.
         max_s: The longest wait between two attempts, in seconds.
         jitter: Wait a random time up to those seconds, so that callers do not return in step.
+        budget: Retries at most, as a share of the stage's requests, from 0 to 1, counted over ten
+            seconds in one replica of the pipeline. Past it errors are raised at once.
+        min_per_s: Retries a second that are allowed at any load.
     """
 
     attempts: int = 3
@@ -61,34 +68,68 @@ class Retry:
     initial_s: float = 0.1
     max_s: float = 5.0
     jitter: bool = True
+    budget: float = 0.2
+    min_per_s: float = 10
 
     def __post_init__(self) -> None:
         if not is_count(self.attempts):
             raise ValueError(f"attempts must be a whole number, 1 or more, got {self.attempts!r}")
-        for name in ("initial_s", "max_s"):
-            seconds = getattr(self, name)
-            if not is_number(seconds):
-                raise TypeError(f"{name} must be a number of seconds, got {seconds!r}")
-            if not 0 <= seconds < math.inf:
-                raise ValueError(f"{name} must be 0 seconds or more, and finite, got {seconds!r}")
+        for name in ("initial_s", "max_s", "min_per_s"):
+            amount = getattr(self, name)
+            if not is_number(amount):
+                raise TypeError(f"{name} must be a number, got {amount!r}")
+            if not 0 <= amount < math.inf:
+                raise ValueError(f"{name} must be 0 or more, and finite, got {amount!r}")
+        if not (is_number(self.budget) and 0 <= self.budget <= 1):
+            raise ValueError(f"budget must be a share from 0 to 1, got {self.budget!r}")
         on = self.on if isinstance(self.on, tuple) else (self.on,)
         object.__setattr__(self, "on", on)
         if not all(isinstance(t, type) and issubclass(t, Exception) for t in on):
             raise TypeError(f"on must be a tuple of exception types, got {self.on!r}")
 
-    def wait_s(self, state: "tenacity.RetryCallState") -> float:
-        """Seconds to wait before the next attempt; back-pressure names its own."""
-        import tenacity  # as below
+    async def run(
+        self,
+        stage: str,
+        ctx: Context,
+        attempt: Callable[[], Awaitable[Any]],
+        repeatable: Callable[[Exception], bool],
+    ) -> Any:
+        """Run ``attempt`` until it succeeds or fails for good; the arguments are ``Limits.run``'s.
 
-        error = state.outcome.exception() if state.outcome else None
+        A retry is logged with the stage and the request's id.
+        """
+        spendings = partial(Budget, self.budget, self.min_per_s)
+        budget = ctx.engine.state(f"retries of {stage}", spendings)
+        budget.request()
+        number = 1
+        while True:
+            try:
+                return await attempt()
+            except (*TRANSIENT, *self.on) as error:
+                if number == self.attempts or not repeatable(error):
+                    raise
+                if not budget.spend():
+                    metrics.count("retries_denied", ctx.pipeline, stage)
+                    add_note(error, f"not tried again: the retry budget of {stage!r} is spent")
+                    raise
+                wait_s = self.wait_s(error, number)
+                logger.info("request %s: stage %r is tried again in %.2f s after %r",
+                            ctx.request_id, stage, wait_s, error)  # fmt: skip
+            metrics.count("retries", ctx.pipeline, stage)
+            await asyncio.sleep(wait_s)
+            number += 1
+
+    def wait_s(self, error: Exception, attempt: int) -> float:
+        """Seconds to wait after an attempt that failed; back-pressure names its own.
+
+        Args:
+            error: What it failed with.
+            attempt: Its number, from 1.
+        """
         if isinstance(error, BackPressureError) and error.retry_after_s is not None:
             return float(error.retry_after_s)
-        backoff = (
-            tenacity.wait_random_exponential(multiplier=self.initial_s, max=self.max_s)
-            if self.jitter
-            else tenacity.wait_exponential(multiplier=self.initial_s, max=self.max_s)
-        )
-        return backoff(state)
+        longest_s = min(self.max_s, self.initial_s * 2 ** min(attempt - 1, 64))
+        return random.uniform(0, longest_s) if self.jitter else longest_s
 
 
 @dataclass(frozen=True)
@@ -106,8 +147,9 @@ class Limits:
     async def run(
         self,
         stage: str,
+        ctx: Context,
         attempt: Callable[[], Awaitable[Any]],
-        repeatable: Callable[[Exception], bool] = lambda error: True,
+        repeatable: Callable[[Exception], bool],
     ) -> Any:
         """Run ``attempt``, again where the policy says so, until the deadline.
 
@@ -115,16 +157,19 @@ class Limits:
 
         Args:
             stage: The stage's name.
+            ctx: The request's.
             attempt: Runs it once.
             repeatable: Whether another attempt may have the input, after an error.
 
         Raises:
             StageTimeoutError: The deadline passed; the attempt under way was cancelled.
         """
+        if self.retry is not None:
+            attempt = partial(self.retry.run, stage, ctx, attempt, repeatable)
         if self.timeout_s is None:
-            return await self._attempts(attempt, repeatable)
+            return await attempt()
         deadline = asyncio.get_running_loop().time() + self.timeout_s
-        result = await self._before(deadline, stage, partial(self._attempts, attempt, repeatable))
+        result = await self._before(deadline, stage, attempt)
         if isinstance(result, Stream):
             return Stream(partial(self._items, result, deadline, stage), portable=False)
         return result
@@ -150,19 +195,3 @@ class Limits:
             error = StageTimeoutError(stage, self.timeout_s or 0.0)
             mark(error, stage)
             raise error from None
-
-    async def _attempts(
-        self, attempt: Callable[[], Awaitable[Any]], repeatable: Callable[[Exception], bool]
-    ) -> Any:
-        if self.retry is None:
-            return await attempt()
-        import tenacity  # with tornado, where that is installed: 10 ms that most never need
-
-        worth_it = (*TRANSIENT, *self.retry.on)
-        policy = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self.retry.attempts),
-            retry=tenacity.retry_if_exception(lambda e: isinstance(e, worth_it) and repeatable(e)),
-            wait=self.retry.wait_s,
-            reraise=True,
-        )
-        return await policy(attempt)

@@ -9,12 +9,18 @@ from raycompose import _serve
 
 _LATENCIES_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000]
 _TAGS = ("pipeline", "stage")
+_COUNTERS = {
+    "stage_attempts": "Calls of a stage, those among them that were tried again.",
+    "stage_errors": "Requests that failed because of a stage.",
+    "shadow_dropped": "Mirrored calls that were dropped because max_in_flight were running.",
+    "retries": "Calls of a stage that followed one that had failed.",
+    "retries_denied": "Retries that were not made because the retry budget was spent.",
+}
 
 
 class _Metrics(NamedTuple):
     latency: metrics.Histogram
-    errors: metrics.Counter
-    shadow_dropped: metrics.Counter
+    counters: dict[str, metrics.Counter]
 
 
 @functools.cache
@@ -29,35 +35,30 @@ def _metrics() -> _Metrics | None:
             boundaries=_LATENCIES_MS,
             tag_keys=_TAGS,
         ),
-        metrics.Counter(
-            "raycompose_stage_errors",
-            description="Calls of a stage that raised.",
-            tag_keys=_TAGS,
-        ),
-        metrics.Counter(
-            "raycompose_shadow_dropped",
-            description="Mirrored calls that were dropped because max_in_flight were running.",
-            tag_keys=_TAGS,
-        ),
+        {
+            name: metrics.Counter(f"raycompose_{name}", description=description, tag_keys=_TAGS)
+            for name, description in _COUNTERS.items()
+        },
     )
 
 
 def stage_called(pipeline: str, stage: str, took_s: float) -> None:
-    """Record how long a call of a stage took."""
+    """Record a call of a stage, and how long it took."""
     found = _metrics()
     if found is not None:
-        found.latency.observe(took_s * 1000, tags={"pipeline": pipeline, "stage": stage})
+        tags = {"pipeline": pipeline, "stage": stage}
+        found.latency.observe(took_s * 1000, tags=tags)
+        found.counters["stage_attempts"].inc(tags=tags)
 
 
-def stage_failed(pipeline: str, stage: str) -> None:
-    """Count a call of a stage that raised."""
+def count(counter: str, pipeline: str, stage: str) -> None:
+    """Add one to a counter.
+
+    Args:
+        counter: Its name, without ``raycompose_``.
+        pipeline: The name of the deployment that fronts the pipeline.
+        stage: The stage's or the node's name.
+    """
     found = _metrics()
     if found is not None:
-        found.errors.inc(tags={"pipeline": pipeline, "stage": stage})
-
-
-def shadow_dropped(pipeline: str, stage: str) -> None:
-    """Count a mirrored call that was dropped."""
-    found = _metrics()
-    if found is not None:
-        found.shadow_dropped.inc(tags={"pipeline": pipeline, "stage": stage})
+        found.counters[counter].inc(tags={"pipeline": pipeline, "stage": stage})

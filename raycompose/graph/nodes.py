@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
-from raycompose.errors import failed_stage
 from raycompose.flow import concurrency
 from raycompose.flow.arguments import Arguments
 from raycompose.flow.references import Ref
@@ -150,15 +149,13 @@ class Stage(Node):
         if self.signature.streams:
             args, kwargs = await self._prepared(value, ctx)
             return Stream(partial(self._items, args, kwargs, ctx), portable=self.target.portable)
-        with ctx.at(self.name) as call:
+        with ctx.at(self.name):
             try:
                 args, kwargs = await self._arguments(value, ctx)
                 return settled(await self.target.call(args, kwargs, ctx), args)
             except Exception:
                 # The failure of an upstream that it was given by reference is the upstream's.
                 if isinstance(value, Ref) and (cause := await value.failed()) is not None:
-                    call.blameless = True
-                    ctx.count_failure(failed_stage(cause) or self.name)
                     raise cause from None
                 raise
 

@@ -95,7 +95,7 @@ class Limited(_Wrapping):
             return await result.peek() if isinstance(result, Stream) else result
 
         repeatable = partial(is_repeatable, value)
-        return await self.limits.run(self.name or self.body.name, attempt, repeatable)
+        return await self.limits.run(self.name or self.body.name, ctx, attempt, repeatable)
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,12 @@ class Ingress:
         """Answer one call, by handle or over HTTP; a streaming result is an async generator."""
         if len(args) == 1 and type(args[0]) is StarletteRequest and not kwargs:
             return await self.http(args[0])
+        ctx = self._context()
         try:
-            result = await run(self._graph.root, pack(args, kwargs), self._context())
+            result = await run(self._graph.root, pack(args, kwargs), ctx)
         except Exception as error:
             raise (sendable(error) if self._in_replica else error) from error.__cause__
-        return _generator(result) if isinstance(result, Stream) else result
+        return _generator(result, ctx) if isinstance(result, Stream) else result
 
     async def http(self, request: StarletteRequest) -> Response:
         """Answer an HTTP request, whatever happens."""
@@ -130,10 +131,6 @@ class Embedded(Generic[In, Out]):
         """Construct the fused stages now rather than at the first call."""
         await self._graph.start()
 
-    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        graph = self._graph
-        return await run(graph.root, pack(args, kwargs), _context("embedded", graph))
-
     @property
     def _graph(self) -> OpenGraph:
         """What runs: on each event loop that calls, its own."""
@@ -151,15 +148,22 @@ class Embedded(Generic[In, Out]):
         Raises:
             TypeError: The pipeline streams: iterate ``stream(...)`` instead.
         """
-        result = await self._run(args, kwargs)
+        graph = self._graph
+        result = await run(graph.root, pack(args, kwargs), _context("embedded", graph))
         if isinstance(result, Stream):
             raise TypeError("this pipeline streams: use 'async for item in pipeline.stream(...)'")
         return result
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Run the pipeline and give its items as they come."""
-        result = await self._run(args, kwargs)
-        async with aclosing(stream_of(result)) as items:
+        graph = self._graph
+        ctx = _context("embedded", graph)
+        result = await run(graph.root, pack(args, kwargs), ctx)
+        if not isinstance(result, Stream):
+            raise TypeError(
+                f"this pipeline does not stream, it gave {type(result).__name__}: call it instead"
+            )
+        async with aclosing(_generator(result, ctx)) as items:
             async for item in items:
                 yield item
 
@@ -168,25 +172,21 @@ async def run(root: Node, value: Any, ctx: Context) -> Any:
     """Run a graph for one request; what was started beside it is cancelled if it fails."""
     try:
         return await root.run(value, ctx)
-    except BaseException:
+    except BaseException as error:
+        ctx.count_failure(error)
         ctx.abandon()
         raise
 
 
-def stream_of(result: Any) -> Any:
-    """Return a result that must be a stream as an async generator."""
-    if not isinstance(result, Stream):
-        raise TypeError(
-            f"this pipeline does not stream, it gave {type(result).__name__}: call it instead"
-        )
-    return _generator(result)
-
-
-async def _generator(stream: Stream[Any]) -> Any:
+async def _generator(stream: Stream[Any], ctx: Context) -> Any:
     """What Ray Serve takes for a streaming result: an async generator."""
-    async with aclosing(stream):
-        async for item in stream:
-            yield item
+    try:
+        async with aclosing(stream):
+            async for item in stream:
+                yield item
+    except Exception as error:
+        ctx.count_failure(error)
+        raise
 
 
 def _context(pipeline: str, graph: OpenGraph) -> Context:

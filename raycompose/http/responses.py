@@ -58,6 +58,7 @@ async def _raw(items: Stream[Any], ctx: Context) -> AsyncIterator[bytes]:
         async for item in items:
             yield item if isinstance(item, bytes) else str(item).encode()
     except Exception as error:
+        ctx.count_failure(error)
         _log(error, ctx)
         raise  # aborts the transfer: a clean end would look complete
 
@@ -67,6 +68,7 @@ async def _lines(items: Stream[Any], ctx: Context, debug: bool) -> AsyncIterator
         async for item in items:
             yield _json_text(item) + b"\n"
     except Exception as error:
+        ctx.count_failure(error)
         yield _json_text({"error": problem(error, ctx, debug=debug)}) + b"\n"
 
 
@@ -80,6 +82,7 @@ async def _events(items: Stream[Any], ctx: Context, debug: bool) -> AsyncIterato
             lines = re.split("\r\n|\r|\n", text)  # what ends a line in server-sent events
             yield "".join(f"data: {line}\n" for line in lines).encode() + b"\n"
     except Exception as error:
+        ctx.count_failure(error)
         yield b"event: error\ndata: " + _json_text(problem(error, ctx, debug=debug)) + b"\n\n"
 
 
