@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray import serve
 from ray.serve import Application
-from support.cluster import Deploy, start_ray
+from support.cluster import ENGINES, Deploy, start_ray
 from support.gate import build_gate
 from support.producers import Ledger
 
@@ -31,9 +31,18 @@ most of the time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files that take longest before the others."""
+    """Run the files that take longest before the others, and mark what needs a cluster."""
+    for item in items:
+        if needs_cluster(item):
+            item.add_marker("cluster")
     rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def needs_cluster(item: pytest.Item) -> bool:
+    """Tell whether a test uses the cluster, or is one of those on an engine that does."""
+    engine = item.callspec.params.get("engine") if hasattr(item, "callspec") else None
+    return "cluster" in getattr(item, "fixturenames", ()) or engine in ENGINES[1:]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import requests
 from support.cluster import free_port
 from support.commands import Done, commands
 
+pytestmark = pytest.mark.cluster
 COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
 APPS = Path(__file__).parent / "apps"
 EXAMPLES = Path(__file__).parents[1] / "examples"

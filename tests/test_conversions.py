@@ -480,6 +480,7 @@ def test_a_replica_that_dies_is_an_error(by_hand: dict[str, Handles], mode: str)
 # --- Other clusters -------------------------------------------------------------------------------
 
 
+@pytest.mark.cluster
 def test_everything_works_where_grpc_is_the_default() -> None:
     """With RAY_SERVE_USE_GRPC_BY_DEFAULT=1 for the whole cluster everything gives the same."""
     found = found_by(start("references_by_grpc.py", RAY_SERVE_USE_GRPC_BY_DEFAULT="1"))

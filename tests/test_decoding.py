@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
+from support.fuzz import examples
 
 import raycompose as rc
 
@@ -566,7 +567,9 @@ def test_a_number_beyond_all_floats_is_answered_in_json(body: bytes) -> None:
     assert "Infinity" not in response.text
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=examples(150, long=10_000), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(body=st.binary(max_size=60), headers=st.sampled_from([JSON, CURL, {}]))
 def test_random_bytes_are_never_a_server_error(body: bytes, headers: Any) -> None:
     """Random bytes under any of the usual types are 2xx or 4xx."""
@@ -582,7 +585,9 @@ _json = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=examples(150, long=10_000), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(value=_json)
 def test_every_json_value_arrives_as_it_was_sent(value: Any) -> None:
     """Any JSON value reaches a stage unchanged, and back."""

@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 from support import pickle_by_value
-from support.cluster import HERE, Deploy
+from support.cluster import ENGINES, HERE, Deploy, open_on
 
 import raycompose as rc
 from raycompose.errors import StageError
@@ -277,7 +277,7 @@ def actor(cluster: None) -> Iterator[Any]:
     ray.kill(made)
 
 
-@pytest.fixture(scope="module", params=["local", "fused", "distributed"])
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -285,10 +285,8 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def client(engine: str, deploy: Deploy, actor: Any) -> rc.Client:
-    app = application(actor)
-    if engine == "local":
-        return rc.local(app)
-    return deploy(app.fuse() if engine == "fused" else app)
+    opened: rc.Client = open_on(engine, application(actor), lambda: deploy)
+    return opened
 
 
 def post(client: rc.Client, call: dict[str, Any]) -> Any:

@@ -6,7 +6,6 @@
 import http.client
 import itertools
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from support.edge import (
     problem,
     works,
 )
+from support.fuzz import FUZZ, examples
 from support.hostile import any_request
 from support.waiting import until
 
@@ -49,9 +49,8 @@ def edge(cluster: None, end_later: Any) -> Iterator[Edge]:
 # Whatever is sent
 
 
-FUZZ = os.environ.get("RAYCOMPOSE_FUZZ") == "1"
 pytestmark = pytest.mark.timeout(1800 if FUZZ else 180)
-EXAMPLES = 1000 if FUZZ else 25
+EXAMPLES = examples(25, long=1000)
 """How many requests each sender sends; ``make fuzz`` sends the many."""
 AT_ONCE = 8
 """How many senders there are at once, each with its own requests and its own connection."""

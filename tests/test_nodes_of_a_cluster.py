@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.scripts import found_by, start
 
+pytestmark = pytest.mark.cluster
 SIZE = 2_000_000
 
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.fuzz import FUZZ, examples
 
 import raycompose as rc
 
+pytestmark = pytest.mark.timeout(1800 if FUZZ else 180)
 Evaluate = Callable[[int], int]
 
 
@@ -178,7 +181,11 @@ def outcome(run: Callable[[int], int], x: int) -> int | str:
         return "refused"
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=examples(300, long=20_000),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(GRAPHS, st.lists(st.integers(-20, 20), min_size=1, max_size=3))
 def test_a_graph_gives_what_plain_python_gives(pair: Pair, inputs: list[int]) -> None:
     """Any nesting of any nodes gives the result, or the error, of its meaning in plain Python."""
@@ -187,7 +194,7 @@ def test_a_graph_gives_what_plain_python_gives(pair: Pair, inputs: list[int]) ->
         assert outcome(client.call, x) == outcome(pair.evaluate, x)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(50, long=2000), deadline=None)
 @given(GRAPHS, GRAPHS, GRAPHS, st.integers(-20, 20))
 def test_composition_is_associative(a: Pair, b: Pair, c: Pair, x: int) -> None:
     """``(a | b) | c`` and ``a | (b | c)`` are the same pipeline, of the same names and results."""
@@ -197,7 +204,7 @@ def test_composition_is_associative(a: Pair, b: Pair, c: Pair, x: int) -> None:
     assert outcome(rc.local(left).call, x) == outcome(rc.local(right).call, x)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(50, long=2000), deadline=None)
 @given(GRAPHS, st.integers(-20, 20))
 def test_passthrough_is_the_identity(pair: Pair, x: int) -> None:
     """A passthrough before or behind a graph changes nothing."""
@@ -206,7 +213,7 @@ def test_passthrough_is_the_identity(pair: Pair, x: int) -> None:
     assert outcome(rc.local(rc.pipeline(pair.graph, rc.passthrough)).call, x) == plain
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(50, long=2000), deadline=None)
 @given(st.lists(st.integers(-20, 20), max_size=8), GRAPHS)
 def test_each_is_a_map(items: list[int], pair: Pair) -> None:
     """``each`` of a graph is the graph on each item, or the error of one of them."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import requests
 from starlette.testclient import TestClient
+from support.cluster import ENGINES, open_on
 
 import raycompose as rc
 from conformance.cases import SAME, STREAMING, UNARY, Case, app
@@ -15,7 +16,7 @@ from conformance.cases import SAME, STREAMING, UNARY, Case, app
 SSE = {"Accept": "text/event-stream"}
 
 
-@pytest.fixture(scope="module", params=["local", "fused", "distributed"])
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -32,10 +33,7 @@ def streaming(engine: str, request: pytest.FixtureRequest) -> Any:
 
 
 def _start(cases: list[Case], engine: str, request: pytest.FixtureRequest) -> Any:
-    if engine == "local":
-        return rc.local(app(cases))
-    deploy = request.getfixturevalue("deploy")
-    return deploy(app(cases).fuse() if engine == "fused" else app(cases))
+    return open_on(engine, app(cases), lambda: request.getfixturevalue("deploy"))
 
 
 def _by_name(cases: list[Case]) -> pytest.MarkDecorator:
