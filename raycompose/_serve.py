@@ -138,6 +138,16 @@ def is_fastapi_ingress(deployment: Deployment) -> bool:
     return inspect.isclass(target) and issubclass(target, ASGIAppReplicaWrapper)
 
 
+def routes_of(deployment: Deployment) -> list[tuple[str, str]]:
+    """Return the methods and paths of a FastAPI ingress; none of any other deployment."""
+    if not is_fastapi_ingress(deployment):
+        return []
+    held = inspect.getclosurevars(deployment.func_or_class.__init__).nonlocals
+    schema = getattr(held.get("frozen_app_or_func"), "openapi", None)
+    paths = schema()["paths"] if schema else {}
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
 def is_batched(method: Callable[..., Any]) -> bool:
     """Tell whether ``method`` is wrapped by ``@serve.batch``: callers then pass single items."""
     return hasattr(method, "set_max_batch_size")
@@ -459,6 +469,7 @@ __all__ = [
     "object_ref_gen",
     "placement_group",
     "request_context",
+    "routes_of",
     "running",
     "setting",
     "show_worker_logs",
