@@ -368,7 +368,7 @@ def applications() -> dict[str, ApplicationState]:
     details = client.get_serve_details()["applications"]
     return {
         name: ApplicationState(
-            str(app["status"]),
+            app["status"].value,
             app["message"],
             app["source"] == "declarative",
             tuple(map(_deployment_state, app["deployments"].values())),
@@ -381,7 +381,7 @@ def _deployment_state(details: dict[str, Any]) -> DeploymentState:
     replicas = details["replicas"]
     return DeploymentState(
         details["name"],
-        str(details["status"]),
+        details["status"].value,
         details["message"],
         details["target_num_replicas"],
         sum(replica["state"] == "RUNNING" for replica in replicas),

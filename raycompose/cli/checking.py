@@ -24,9 +24,9 @@ def check(path: str, arguments: tuple[str, ...], app_dir: str, address: str | No
         Problem: It cannot be built, or the cluster does not answer.
     """
     app = build(path, arguments, app_dir)
-    typer.echo(_tree(app))
-    typer.echo("")
-    for line in compared(asked_for(app), *_available(address)):
+    lines = compared(asked_for(app), *_available(address))
+    typer.echo(f"{_tree(app)}\n")
+    for line in lines:
         typer.secho(line, fg="yellow" if "too few" in line else None)
     typer.echo("\nA request:")
     for line in requests(app, "http://127.0.0.1:8000/"):

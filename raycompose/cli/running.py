@@ -113,10 +113,10 @@ def _start(options: Options, cpus: int) -> None:
         session.open(cpus, options.address, write=write, namespace="serve", **environment, **quiet)
     except (ConnectionError, ValueError) as error:
         raise Problem(str(error)) from error
+    if not options.verbose:  # a filter, for Serve sets the level when it starts
+        logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.ERROR)
     _check_listening(options, joined=session.address is not None)
     session.start_serve(http_options={"host": options.host, "port": options.port})
-    if not options.verbose:
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if session.address is not None:
         _hint_at_working_dir(options)
 
@@ -175,8 +175,7 @@ def deploy(options: Options, apps: list[Any]) -> None:
     for named in apps:
         session.take(named.name)
     names = [named.name for named in apps]
-    Watch(names, options.timeout_s, Console(highlight=False)).until_up(ask)
-    _end.check()
+    Watch(names, options.timeout_s, Console(highlight=False)).until_up(ask, _end.check)
     announce(apps, blocking=options.blocking)
 
 

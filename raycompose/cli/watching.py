@@ -28,11 +28,14 @@ class Watch:
         self._timeout_s = timeout_s
         self._console = console
 
-    def until_up(self, deploy: Callable[[], object]) -> None:
+    def until_up(
+        self, deploy: Callable[[], object], check: Callable[[], None] = lambda: None
+    ) -> None:
         """Deploy, and block until all is up.
 
         Args:
             deploy: Asks Ray Serve for the applications; may block until they are up.
+            check: Raises when the user has asked for the end.
 
         Raises:
             Problem: It failed, or took too long.
@@ -41,6 +44,7 @@ class Watch:
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         with self._shown() as show:
             while True:
+                check()
                 apps = _states()
                 ours = [apps[name] for name in self._names if name in apps]
                 deployments = [d for app in ours for d in app.deployments]
