@@ -138,6 +138,16 @@ def is_fastapi_ingress(deployment: Deployment) -> bool:
     return inspect.isclass(target) and issubclass(target, ASGIAppReplicaWrapper)
 
 
+def routes_of(deployment: Deployment) -> list[tuple[str, str]]:
+    """Return the methods and paths of a FastAPI ingress; none of any other deployment."""
+    if not is_fastapi_ingress(deployment):
+        return []
+    held = inspect.getclosurevars(deployment.func_or_class.__init__).nonlocals
+    schema = getattr(held.get("frozen_app_or_func"), "openapi", None)
+    paths = schema()["paths"] if schema else {}
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
 def is_batched(method: Callable[..., Any]) -> bool:
     """Tell whether ``method`` is wrapped by ``@serve.batch``: callers then pass single items."""
     return hasattr(method, "set_max_batch_size")
@@ -363,7 +373,7 @@ def applications() -> dict[str, ApplicationState]:
     details = client.get_serve_details()["applications"]
     return {
         name: ApplicationState(
-            str(app["status"]),
+            app["status"].value,
             app["message"],
             app["source"] == "declarative",
             tuple(map(_deployment_state, app["deployments"].values())),
@@ -376,7 +386,7 @@ def _deployment_state(details: dict[str, Any]) -> DeploymentState:
     replicas = details["replicas"]
     return DeploymentState(
         details["name"],
-        str(details["status"]),
+        details["status"].value,
         details["message"],
         details["target_num_replicas"],
         sum(replica["state"] == "RUNNING" for replica in replicas),
@@ -478,6 +488,7 @@ __all__ = [
     "placement_group",
     "ready",
     "request_context",
+    "routes_of",
     "running",
     "setting",
     "show_worker_logs",

@@ -102,17 +102,30 @@ def _import_failure(module_name: str, error: Exception) -> str:
     """The user's part of a traceback, under a line that says what it is."""
     from raycompose import CompositionError
 
-    machinery = str(Path(importlib.__file__).parent)
-    ours = (str(Path(__file__).parents[1]), machinery, "<frozen importlib")
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
     if isinstance(error, CompositionError):
-        where = f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else module_name
+        frames = _their_frames(error)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else module_name
         return f"{where}: {error}"
-    lines = [*traceback.format_list(theirs), *traceback.format_exception_only(error)]
-    return (
-        f"module {module_name!r} was found, but fails while importing:\n{''.join(lines).rstrip()}"
-    )
+    lines = their_traceback(error) or "".join(traceback.format_exception_only(error)).rstrip()
+    return f"module {module_name!r} was found, but fails while importing:\n{lines}"
+
+
+def their_traceback(error: Exception) -> str:
+    """Return the traceback of the user's own code and the error; empty if none of it is theirs."""
+    frames = _their_frames(error)
+    if not frames and not isinstance(error, SyntaxError):
+        return ""
+    lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return "".join(lines).rstrip()
+
+
+def _their_frames(error: Exception) -> list[traceback.FrameSummary]:
+    import ray
+
+    machinery = str(Path(importlib.__file__).parent)
+    ours = (str(Path(__file__).parents[1]), str(Path(ray.__file__).parent), machinery)
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f for f in frames if not f.filename.startswith((*ours, "<frozen importlib"))]
 
 
 def _candidates(module: Any) -> list[str]:

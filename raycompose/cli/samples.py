@@ -15,6 +15,10 @@ _SAMPLES: dict[Any, Any] = {str: "hello world", int: 1, float: 1.0, bool: True, 
 _MEMBERS = {"string": "hello world", "integer": 1, "number": 1.0, "boolean": True, "array": []}
 
 
+_FILE = object()
+"""Stands for bytes, which no JSON holds."""
+
+
 def curl(app: Application, url: str) -> str:
     """Return a ``curl`` line that can be pasted.
 
@@ -27,6 +31,8 @@ def curl(app: Application, url: str) -> str:
     flags = "-N " if isinstance(app, Pipeline) and app.root.streams else ""
     if body is None:
         return f"curl {flags}{url}"
+    if body is _FILE:
+        return f"curl {flags}-X POST {url} --data-binary @file"
     return f"curl {flags}-X POST {url} -d {shlex.quote(json.dumps(body))}"
 
 
@@ -44,6 +50,8 @@ def sample(signature: Signature | None) -> Any:
         required = set(signature.required)
         return {p.name: _value(p.annotation) for p in signature.parameters if p.name in required}
     only = signature.parameters[0]
+    if only.annotation is bytes:
+        return _FILE
     value = _value(only.annotation)
     return {only.name: value} if only.annotation in SCALARS else value
 

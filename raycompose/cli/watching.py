@@ -1,126 +1,169 @@
-"""Watching replicas start: a line for each deployment that is up, and what the others lack."""
+"""Watching replicas start, until they are up or have failed: live in a terminal, else in lines."""
 
-import _thread
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import typer
-
+from .failures import last_line, users_traceback
 from .loading import Problem
+from .progress import is_up, line, reason, summary
 
-_POLL_S = 0.2
+_POLL_S = 0.3
 _PATIENCE_S = 10.0
 
 
 class Watch:
-    """Watches applications start, in a thread, until they are up or have failed.
+    """Watches applications start.
 
     Args:
         names: The applications' names.
         timeout_s: Seconds they may take; ``None``: as long as it takes.
-        on_up: Called once, when all are running.
+        console: rich's, for standard output.
     """
 
-    def __init__(
-        self, names: tuple[str, ...], timeout_s: float | None, on_up: Callable[[], None]
-    ) -> None:
+    def __init__(self, names: list[str], timeout_s: float | None, console: Any) -> None:
         self._names = names
         self._timeout_s = timeout_s
-        self._on_up = on_up
-        self._up: set[tuple[str, str]] = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="raycompose-watch", daemon=True)
-        self.failure: str | None = None
-        """What failed, once it has."""
-        self.trouble: str | None = None
-        """What Ray is trying again."""
+        self._console = console
 
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def until_up(
+        self, deploy: Callable[[], object], check: Callable[[], None] = lambda: None
     ) -> None:
-        self._stop.set()
+        """Deploy, and block until all is up.
 
-    def wait(self) -> None:
-        """Block until all is up.
+        Args:
+            deploy: Asks Ray Serve for the applications; may block until they are up.
+            check: Raises when the user has asked for the end.
 
         Raises:
-            Problem: It failed.
+            Problem: It failed, or took too long.
         """
-        while self._thread.is_alive():  # in slices, so that Ctrl-C is heard
-            self._thread.join(_POLL_S)
-        if self.failure is not None:
-            raise Problem(self.failure)
-
-    def _watch(self) -> None:
-        from ray import serve
-
-        started = reported = time.monotonic()
-        while not self._stop.wait(_POLL_S):
-            status = serve.status()
-            apps = [status.applications[n] for n in self._names if n in status.applications]
-            for name, app in status.applications.items():
-                self._tell_healthy(name, app)
-            for app in apps:
-                if app.status == "DEPLOY_FAILED":
-                    self.failure = _why(app)
+        deploying = _Deploying(deploy)
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        with self._shown() as show:
+            while True:
+                check()
+                apps = _states()
+                ours = [apps[name] for name in self._names if name in apps]
+                deployments = [d for app in ours for d in app.deployments]
+                total, free = _resources()
+                show(deployments, total, free)
+                self._check(ours, deploying)
+                if deploying.done and [a.status for a in ours] == ["RUNNING"] * len(self._names):
                     return
-                if any("fail" in d.message.lower() for d in app.deployments.values()):
-                    self.trouble = _why(app)  # Ray tries again, and may end before we look again
-            if len(apps) == len(self._names) and all(app.status == "RUNNING" for app in apps):
-                self._on_up()
-                return
-            now = time.monotonic()
-            if self._timeout_s is not None and now - started > self._timeout_s:
-                waiting = "; ".join(_waiting(app) for app in apps)
-                self.failure = f"not up within --timeout-s {self._timeout_s:g}: {waiting}"
-                _thread.interrupt_main()
-                return
-            if now - reported > _PATIENCE_S:
-                reported = now
-                for app in apps:
-                    typer.echo(f"  waiting for {_waiting(app)}")
+                if deadline is not None and time.monotonic() > deadline:
+                    late = [line(d, total, free) for d in deployments if not is_up(d)]
+                    waiting = "; ".join(late) or "Ray Serve has not begun"
+                    raise Problem(f"not up within --timeout-s {self._timeout_s:g}: {waiting}")
+                time.sleep(_POLL_S)
 
-    def _tell_healthy(self, name: str, app: Any) -> None:
-        if name not in self._names:
+    def _check(self, apps: list[Any], deploying: "_Deploying") -> None:
+        for app in apps:
+            failed = [d for d in app.deployments if d.status in ("DEPLOY_FAILED", "UNHEALTHY")]
+            if app.status == "DEPLOY_FAILED":
+                raise Problem(_why(app, failed))
+        if deploying.error is not None:
+            raise Problem(last_line(str(deploying.error))) from deploying.error
+
+    @contextmanager
+    def _shown(self) -> Iterator[Callable[..., None]]:
+        if not self._console.is_terminal:
+            yield self._lines()
             return
-        for deployment, overview in app.deployments.items():
-            if overview.status == "HEALTHY" and (name, deployment) not in self._up:
-                self._up.add((name, deployment))
-                replicas = sum(overview.replica_states.values())
-                typer.echo(f"  {deployment}: {replicas} replica{'s' * (replicas != 1)} up")
+        from rich.live import Live
+
+        with Live(console=self._console, refresh_per_second=8, transient=True) as live:
+            told = self._lines(only_up=True)
+
+            def show(deployments: list[Any], *resources: Any) -> None:
+                told(deployments, *resources)
+                live.update(table(deployments, *resources))
+
+            yield show
+
+    def _lines(self, *, only_up: bool = False) -> Callable[..., None]:
+        """What prints a line for each deployment that is up, and now and then what others lack."""
+        told: dict[str, float] = {}
+        began = time.monotonic()
+
+        def show(deployments: list[Any], total: Any, free: Any) -> None:
+            now = time.monotonic()
+            for d in deployments:
+                if is_up(d) and told.get(d.name) != 0:
+                    told[d.name] = 0
+                    replicas = f"{d.running} replica{'s' * (d.running != 1)}"
+                    self._console.print(f"  {d.name}: {replicas} up")
+                elif not is_up(d) and not only_up:
+                    hopeless = "the cluster has" in reason(d, total, free)
+                    patience = _PATIENCE_S if d.name in told or not hopeless else 2.0
+                    if now - (told.get(d.name) or began) > patience:
+                        told[d.name] = now
+                        self._console.print(f"  waiting for {line(d, total, free)}")
+
+        return show
 
 
-def _waiting(app: Any) -> str:
-    """The deployments that are not up, and what the cluster has free for them."""
+class _Deploying:
+    """``deploy`` in a thread, so that the main one can watch, and hear Ctrl-C."""
+
+    def __init__(self, deploy: Callable[[], object]) -> None:
+        self._deploy = deploy
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="raycompose-deploy", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._deploy()
+        except Exception as error:  # shown by the thread that watches
+            self.error = error
+
+
+def table(deployments: list[Any], total: Any, free: Any) -> Any:
+    """Return the deployments as rich's table: a mark, the name, how many, and why not more."""
+    from rich.spinner import Spinner
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    for d in deployments:
+        mark = Text("✓", style="green") if is_up(d) else Spinner("dots")
+        why = reason(d, total, free)
+        style = "yellow" if why.startswith(("needs", "its")) else "dim"
+        grid.add_row(" ", mark, Text(d.name), f"{d.running}/{d.wanted}", Text(why, style=style))
+    return grid if deployments else Text(summary(deployments), style="dim")
+
+
+def _states() -> dict[str, Any]:
+    """The applications' states; none while Serve's controller does not answer."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    from raycompose import _serve
+
+    try:
+        return dict(_serve.applications())
+    except (RayError, RayServeException):
+        return {}
+
+
+def _resources() -> tuple[dict[str, float], dict[str, float]]:
     import ray
 
-    free = {k: v for k, v in ray.available_resources().items() if ":" not in k and "store" not in k}
-    names = [name for name, d in app.deployments.items() if d.status != "HEALTHY"]
-    resources = ", ".join(
-        f"{amount / 2**30:.1f} GiB memory" if kind == "memory" else f"{amount:g} {kind}"
-        for kind, amount in sorted(free.items())
-    )
-    return f"{', '.join(names) or 'the application'} (free in the cluster: {resources})"
+    return ray.cluster_resources(), ray.available_resources()
 
 
-def _why(app: Any) -> str:
-    """The reason that Ray gives for a failure, without the traceback that its log has."""
-    for name, deployment in app.deployments.items():
-        if "fail" in deployment.message.lower() or deployment.status == "UNHEALTHY":
-            return f"deployment {name!r} failed: {_last_line(deployment.message)}"
-    return f"the application failed: {_last_line(app.message)}"
-
-
-def _last_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "Ray gives no reason"
+def _why(app: Any, failed: list[Any]) -> str:
+    """The reason that Ray gives for a failure: the user's own traceback, and a line below it."""
+    for deployment in failed:
+        trace = users_traceback(deployment.message)
+        before = f"{trace}\n" if "\n" in trace else ""
+        last = last_line(trace)
+        return f"{before}deployment {deployment.name!r} failed: {last}"
+    return f"the application failed: {last_line(app.message)}"

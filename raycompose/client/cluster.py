@@ -77,7 +77,7 @@ def cluster_to_join(address: str | None) -> str | None:
     if problem is None:
         return found
     if given is not None:
-        raise ConnectionError(f"no Ray cluster at {found}: {problem}")
+        raise ConnectionError(f"no Ray cluster at {given}: {problem}")
     logger.warning(
         "The Ray cluster that /tmp/ray/ray_current_cluster names, %s, is gone (%s): "
         "starting Ray here.",

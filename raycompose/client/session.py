@@ -59,6 +59,15 @@ class Session:
         self._owners[name] = owner
         return owner
 
+    def take(self, name: str) -> None:
+        """Have the application of that name end with the session."""
+        self._owners[name] = self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The applications of this process."""
+        return tuple(self._owners)
+
     def release(self, name: str, owner: object) -> None:
         """End the application if it is still the owner's, and with the last one all the rest."""
         if not ray.is_initialized() or self._owners.get(name, _NOBODY) is not owner:

@@ -1,0 +1,45 @@
+"""Why a deployment failed: the user's own traceback, out of the text that Ray keeps of it."""
+
+import re
+
+_TRACEBACK = "Traceback (most recent call last):"
+_FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line \d+')
+_MACHINERY = re.compile(
+    r"/site-packages/(ray|raycompose|starlette|fastapi|anyio|uvicorn)/|/ray/serve/_private/"
+    r"|/raycompose/(compose|flow|graph|http)/|/concurrent/futures/|/asyncio/"
+)
+
+
+def users_traceback(message: str) -> str:
+    """Return the traceback of the user's code in Ray's text of a failure, or the text's last line.
+
+    >>> users_traceback("The deployment failed to start 3 times in a row. See logs.")
+    'The deployment failed to start 3 times in a row. See logs.'
+    """
+    _, found, text = message.partition(f"Error: {_TRACEBACK}\n")
+    if not found:
+        _, found, text = message.rpartition(f"{_TRACEBACK}\n")
+    if not found:
+        return last_line(message)
+    lines = _without_machinery(text.splitlines())
+    if not any(map(_FRAME.match, lines)):  # nothing of the user's: a file that is missing, say
+        return "\n".join(line for line in lines if line.strip()) or last_line(message)
+    return "\n".join([_TRACEBACK, *lines]).rstrip()
+
+
+def _without_machinery(lines: list[str]) -> list[str]:
+    kept, hidden = [], False
+    for line in lines:
+        if frame := _FRAME.match(line):
+            hidden = bool(_MACHINERY.search(frame["file"]))
+        elif not line.startswith("    "):
+            hidden = False
+        if not hidden:
+            kept.append(line)
+    return kept
+
+
+def last_line(message: str) -> str:
+    """Return what a text ends with: of a traceback, the exception."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "Ray gives no reason"

@@ -1,0 +1,185 @@
+"""What the command line says while replicas start, and of what failed: pure functions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raycompose._serve import DeploymentState
+from raycompose.cli.failures import users_traceback
+from raycompose.cli.loading import Problem
+from raycompose.cli.options import Options
+from raycompose.cli.progress import is_up, line
+from raycompose.cli.reloading import forget
+from raycompose.cli.watching import Watch, table
+from raycompose.client.logs import shown
+
+NONE: dict[str, float] = {}
+HAS = {"CPU": 8.0, "memory": 2**33}
+
+
+def state(**changes: Any) -> DeploymentState:
+    given = {
+        "name": "Model",
+        "status": "UPDATING",
+        "message": "",
+        "wanted": 2,
+        "running": 0,
+        "placed": 0,
+        "needs": {"CPU": 1.0},
+        **changes,
+    }
+    return DeploymentState(**given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "free", "expected"),
+    [
+        (
+            {"needs": {"CPU": 1.0, "GPU": 1.0}},
+            HAS,
+            "Model: 0/2 replicas, needs 1 GPU each, the cluster has 0",
+        ),
+        ({"running": 1, "placed": 1}, NONE, "Model: 1/2 replicas, needs 1 CPU each, 0 of 8 free"),
+        (
+            {"wanted": 1, "needs": {"memory": 2**34}},
+            HAS,
+            "Model: 0/1 replica, needs 16 GiB memory, the cluster has 8 GiB",
+        ),
+        ({"placed": 2}, NONE, "Model: 0/2 replicas, starting"),
+        (
+            {"message": "The deployment failed to start 1 times"},
+            HAS,
+            "Model: 0/2 replicas, its constructor failed, Ray tries again",
+        ),
+        ({"running": 2, "placed": 2, "status": "HEALTHY"}, NONE, "Model: 2/2 replicas"),
+    ],
+)
+def test_a_line_says_what_is_missing(
+    changes: dict[str, Any], free: dict[str, float], expected: str
+) -> None:
+    """How many of how many, and the reason why not more."""
+    deployment = state(**changes)
+    assert line(deployment, HAS, free) == expected
+    assert is_up(deployment) == expected.endswith("2/2 replicas")
+
+
+def test_the_live_table_fits_80_columns() -> None:
+    """A long reason is wrapped in its own column."""
+    console = Console(width=80, force_terminal=True, record=True)
+    needs = {"an_accelerator_with_a_long_name": 4.0}
+    console.print(table([state(needs=needs), state(name="N" * 30)], HAS, HAS))
+    lines = console.export_text().splitlines()
+    assert all(len(text) <= 80 for text in lines)
+    assert "0/2" in lines[0]
+
+
+def test_plain_output_has_one_line_for_each_that_is_up(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a terminal: nothing is drawn over."""
+    watch = Watch(["default"], None, Console(highlight=False, width=80))
+    show = watch._lines()
+    for running in (0, 1, 2, 2):
+        status = "HEALTHY" if running == 2 else "UPDATING"
+        show([state(running=running, placed=2, status=status)], HAS, HAS)
+    assert capsys.readouterr().out == "  Model: 2 replicas up\n"
+
+
+RAYS_TEXT = """The deployment failed to start 3 times in a row. See controller logs. Error:
+\x1b[36mray::ServeReplica:b:Broken.initialize_and_get_metadata()\x1b[39m (pid=1, ip=10.0.0.1)
+  File "/usr/lib/python3.11/concurrent/futures/_base.py", line 456, in result
+    return self.__get_result()
+  File "/venv/lib/python3.11/site-packages/ray/serve/_private/replica.py", line 1928, in initialize
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "/app/weights.py", line 3, in load
+    open(path)
+    ^^^^^^^^^^
+OSError: no such file
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/venv/lib/python3.11/site-packages/ray/serve/_private/replica.py", line 1867, in initialize
+    await self._user_callable_wrapper.initialize_callable()
+  File "/app/broken.py", line 20, in __init__
+    raise FileNotFoundError("weights.bin is missing")
+FileNotFoundError: weights.bin is missing"""
+
+
+def test_a_constructor_s_error_is_the_user_s_own_traceback() -> None:
+    """Without Ray's frames, with what it was caused by."""
+    assert users_traceback(RAYS_TEXT).splitlines() == [
+        "Traceback (most recent call last):",
+        '  File "/app/weights.py", line 3, in load',
+        "    open(path)",
+        "    ^^^^^^^^^^",
+        "OSError: no such file",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "Traceback (most recent call last):",
+        '  File "/app/broken.py", line 20, in __init__',
+        '    raise FileNotFoundError("weights.bin is missing")',
+        "FileNotFoundError: weights.bin is missing",
+    ]
+    assert users_traceback("The replica was killed.\n") == "The replica was killed."
+    assert users_traceback("") == "Ray gives no reason"
+
+
+def test_replicas_lines_are_shown_behind_their_stage_and_ray_s_own_are_not() -> None:
+    """Prints, warnings and the access log; not every call, nor what the controller does."""
+
+    def of(actor: str, *lines: str) -> list[str]:
+        return list(shown({"actor_name": actor, "lines": lines}))
+
+    start = "INFO 2026-11-21 18:13:44,872 f_Model o5m3oik7"
+    replica = "ServeReplica:default:Model"
+    assert of(replica, "loaded", f"{start} 11-22 -- POST / 200 1.2ms") == [
+        "Model | loaded",
+        "Model | POST / 200 1.2ms",
+    ]
+    assert of(replica, f"{start} 11-22 -- CALL __call__ OK 7.4ms") == []
+    assert of(replica, f"{start} -- Started <ray.serve._private.router.X object>.") == []
+    warning = start.replace("INFO", "WARNING")
+    assert of(replica, f"{warning} -- slow") == ["Model | WARNING slow"]
+    assert of("ServeController", "Adding 1 replica") == []
+    assert of("", "raylet") == []
+
+
+def test_the_runtime_env_is_made_of_its_three_options(tmp_path: Path) -> None:
+    """As `serve run` reads them; what cannot be read is said."""
+    file = tmp_path / "env.yaml"
+    file.write_text("env_vars: {A: b}")
+    options = Options("x:app", runtime_env=str(file), working_dir="here")
+    assert options.environment() == {"env_vars": {"A": "b"}, "working_dir": "here"}
+    assert Options("x:app", runtime_env_json='{"pip": []}').environment() == {"pip": []}
+    assert Options("x:app").environment() == {}
+    file.write_text("a: [")
+    for wrong in (
+        Options("x:app", runtime_env=str(file)),
+        Options("x:app", runtime_env=str(tmp_path / "none.yaml")),
+        Options("x:app", runtime_env_json="{"),
+        Options("x:app", runtime_env_json="[1]"),
+    ):
+        with pytest.raises(Problem, match=r"cannot be read|cannot read|is a mapping"):
+            wrong.environment()
+
+
+def test_modules_below_the_folder_are_imported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one of them, a package's too, and no other."""
+    package = tmp_path / "some_package_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "part.py").write_text("number = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import some_package_of_mine.part as part  # type: ignore[import-not-found]  # made here
+
+    assert part.number == 1
+    (package / "part.py").write_text("number = 22")
+    assert sorted(forget(tmp_path)) == ["some_package_of_mine", "some_package_of_mine.part"]
+    import some_package_of_mine.part as again
+
+    assert again.number == 22
