@@ -140,7 +140,7 @@ def is_fastapi_ingress(deployment: Deployment) -> bool:
 
 def is_batched(method: Callable[..., Any]) -> bool:
     """Tell whether ``method`` is wrapped by ``@serve.batch``: callers then pass single items."""
-    return hasattr(method, "set_max_batch_size")
+    return inspect.isroutine(method) and hasattr(method, "set_max_batch_size")
 
 
 def with_own_batch_queues(definition: Any, deployment: Deployment) -> Any:
