@@ -150,7 +150,7 @@ def routes_of(deployment: Deployment) -> list[tuple[str, str]]:
 
 def is_batched(method: Callable[..., Any]) -> bool:
     """Tell whether ``method`` is wrapped by ``@serve.batch``: callers then pass single items."""
-    return hasattr(method, "set_max_batch_size")
+    return inspect.isroutine(method) and hasattr(method, "set_max_batch_size")
 
 
 def with_own_batch_queues(definition: Any, deployment: Deployment) -> Any:

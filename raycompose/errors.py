@@ -18,7 +18,6 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
 )
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 
 E = TypeVar("E", bound=BaseException)
 
@@ -203,4 +202,4 @@ def is_client_error(error: BaseException) -> bool:
     """Tell whether the sender of the request is at fault (4xx), so that trying again is no help."""
     if isinstance(error, HTTPException):
         return error.status_code < 500
-    return isinstance(error, NoMatchError | MultiPartException)
+    return isinstance(error, NoMatchError)

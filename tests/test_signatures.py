@@ -17,7 +17,9 @@ from collections.abc import (
 )
 from decimal import Decimal
 from typing import Annotated, Any, List, Optional, Protocol, TypeVar, Union  # noqa: UP035  # tested
+from unittest.mock import MagicMock
 
+import numpy as np
 import pydantic
 import pytest
 import ray
@@ -25,7 +27,8 @@ import starlette.requests
 from ray import ObjectRef, serve
 
 import raycompose as rc
-from raycompose.graph.signatures import UNKNOWN, describe, fits, is_async, is_generator, type_name
+from raycompose.graph.annotations import UNKNOWN, fits, type_name
+from raycompose.graph.signatures import describe, is_async, is_generator
 
 T = TypeVar("T")
 
@@ -390,12 +393,13 @@ def test_a_batched_generator_streams_on_the_local_engine() -> None:
         (lambda x, y: 0, True),
         (lambda x, y=1: 0, True),
         (lambda x, *, y: 0, True),
-        (lambda *xs: 0, True),
+        (lambda *xs: 0, False),
+        (lambda x, *xs: 0, True),
         (lambda **xs: 0, True),
     ],
 )
 def test_takes_several(function: Any, several: bool) -> None:
-    """A callable with more than one parameter, or a variadic one, takes several."""
+    """A callable takes several by name: more than one parameter, or ``**kwargs``."""
     assert describe(function).takes_several is several
 
 
@@ -512,3 +516,184 @@ def _list(n: int) -> list[int]:
 
 def _text(x: int) -> str:
     return str(x)
+
+
+# A mapping of a call's arguments
+
+
+def two(a: Any, b: Any) -> Any:
+    return [a, b]
+
+
+def with_default(a: Any, b: Any = "b") -> Any:
+    return [a, b]
+
+
+def by_position(a: Any = 1, b: Any = 2, /) -> Any:
+    return [a, b]
+
+
+def keyword_only(*, a: Any, b: Any = "b") -> Any:
+    return [a, b]
+
+
+def any_more(a: Any, **more: Any) -> Any:
+    return [a, more]
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "call"),
+    [
+        (two, {"a": 1, "b": 2}, ((), {"a": 1, "b": 2})),
+        (two, {"a": 1}, (({"a": 1},), {})),
+        (two, [1, 2], (([1, 2],), {})),
+        (with_default, {"a": 1}, ((), {"a": 1})),
+        (with_default, {"a": 1, "c": 1}, (({"a": 1, "c": 1},), {})),
+        (with_default, {}, (({},), {})),
+        (by_position, {"b": 5}, ((1, 5), {})),
+        (by_position, {"a": 5}, ((5,), {})),
+        (keyword_only, {"a": 5}, ((), {"a": 5})),
+        (any_more, {"a": 1}, (({"a": 1},), {})),
+        (lambda x: x, {"x": 1}, (({"x": 1},), {})),
+        (lambda *xs: xs, {"xs": 1}, (({"xs": 1},), {})),
+    ],
+)
+def test_a_mapping_of_the_arguments_is_spread(function: Any, value: Any, call: Any) -> None:
+    """A mapping is spread where it fits a callable that takes several; else it is one value."""
+    assert describe(function).arguments(value) == call
+
+
+@pytest.mark.parametrize("stage", [two, with_default, keyword_only])
+def test_parallel_gives_a_stage_of_several_its_arguments(stage: Any) -> None:
+    """``parallel(a=..., b=...)`` before ``def f(a, b)`` gives each parameter its result."""
+    both = rc.parallel(a=lambda x: x + 1, b=lambda x: x * 2)
+    assert rc.local(rc.pipeline(both, stage)).call(5) == [6, 10]
+    assert rc.local(rc.pipeline(rc.stage(both, name="both"), rc.stage(stage, retry=2))).call(5) == [
+        6, 10]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        rc.parallel(a=len, c=len),
+        rc.parallel(a=len),
+        rc.parallel(len, len),
+        rc.pipeline(lambda x: {"a": x, "b": x}),
+        rc.when(bool, {"a": len, "b": len}),
+    ],
+)
+def test_what_may_not_fit_several_parameters_is_refused(before: Any) -> None:
+    """A stage that requires several is refused where the names are not known, or do not fit."""
+    with pytest.raises(rc.CompositionError, match="also requires b"):
+        rc.pipeline(before, two)
+
+
+def test_a_first_stage_of_several_is_called_the_same_way_everywhere() -> None:
+    """``call({...})`` spreads an object over the parameters, as HTTP does."""
+    client = rc.local(rc.pipeline(two))
+    assert client.call({"a": 1, "b": 2}) == client.call(1, 2) == client.call(a=1, b=2) == [1, 2]
+
+
+# False alarms
+
+
+def iterator_of(n: int) -> Iterator[int]:
+    return iter(range(n))
+
+
+def awaitable_of(n: int) -> typing.Awaitable[int]:
+    async def later() -> int:
+        return n
+
+    return later()
+
+
+def coroutine_of(n: int) -> typing.Coroutine[Any, Any, int]:
+    async def later() -> int:
+        return n
+
+    return later()
+
+
+def nothing(x: Any) -> None:
+    return None
+
+
+def maybe(x: Optional[int]) -> bool:  # noqa: UP045  # people write it
+    return x is None
+
+
+def one_more(x: int) -> int:
+    return x + 1
+
+
+def test_stream_true_says_what_the_items_are() -> None:
+    """``stream=True`` before a stage annotated with the item's type is no misfit."""
+    app = rc.pipeline(rc.stage(iterator_of, stream=True), one_more)
+    assert list(rc.local(app).stream(3)) == [1, 2, 3]
+    with pytest.raises(rc.CompositionError, match="gives int"):
+        rc.pipeline(rc.stage(iterator_of, stream=True), of(str))
+
+
+@pytest.mark.parametrize("function", [awaitable_of, coroutine_of])
+def test_what_a_def_returns_to_be_awaited_is_awaited(function: Any) -> None:
+    """A ``def`` annotated ``-> Awaitable[int]`` gives an int."""
+    assert rc.local(rc.pipeline(function, one_more)).call(1) == 2
+    with pytest.raises(rc.CompositionError):
+        rc.pipeline(function, of(str))
+
+
+def test_none_is_an_optional_input() -> None:
+    """``-> None`` fits before ``Optional[int]``."""
+    assert rc.local(rc.pipeline(nothing, maybe)).call(1) is True
+    assert not fits(type(None), int)
+
+
+@pytest.mark.parametrize("scalar", [np.float32, np.float64, np.int64, np.uint8, np.bool_])
+@pytest.mark.parametrize("number", [int, float, bool])
+def test_numpy_scalars_stand_for_pythons_numbers(scalar: Any, number: Any) -> None:
+    """A NumPy scalar fits where a number is annotated, and the other way round; text does not."""
+    assert fits(scalar, number)
+    assert fits(number, scalar)
+    assert not fits(scalar, list)
+
+
+def test_a_cell_that_is_not_set_yet_is_no_error() -> None:
+    """A function may refer to a name that is assigned after it is composed."""
+
+    def stage(x: Later) -> int:  # type: ignore[name-defined]  # noqa: F821
+        return later(x)
+
+    app = rc.pipeline(stage)
+
+    def later(x: int) -> int:
+        return x + 1
+
+    assert rc.local(app).call(1) == 2
+
+
+def test_a_mock_is_a_stage() -> None:
+    """An object that has every attribute is a function like any other."""
+    mock = MagicMock(return_value=5)
+    assert rc.local(rc.pipeline(mock, rc.stage(MagicMock(return_value=6)))).call(1) == 6
+    mock.assert_called_once_with(1)
+
+
+class Named(pydantic.BaseModel):
+    n: int
+
+
+@pytest.mark.parametrize(
+    ("annotation", "resolved"),
+    [
+        (list["Named"], list[Named]),
+        (Optional["Named"], Optional[Named]),  # noqa: UP045  # people write it
+        ("list[Named]", list[Named]),
+        (dict[str, list["Named"]], dict[str, list[Named]]),
+        (list["Missing"], UNKNOWN),  # type: ignore[name-defined]  # noqa: F821
+        ("Missing", UNKNOWN),
+    ],
+)
+def test_names_inside_an_annotation_are_resolved(annotation: Any, resolved: Any) -> None:
+    """``list["Item"]`` is read when composing; what is not defined is unclear."""
+    assert describe(of(annotation)).parameters[0].annotation == resolved

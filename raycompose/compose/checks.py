@@ -3,15 +3,20 @@
 from typing import Any
 
 from raycompose.errors import CompositionError
+from raycompose.graph.annotations import fits, type_name
+from raycompose.graph.branches import Parallel
 from raycompose.graph.limits import is_count
 from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.sequences import Sequence
-from raycompose.graph.signatures import fits, type_name
+from raycompose.graph.wrappers import Gated, Limited, Named
 
 
 def check_fit(before: Sequence, after: Node) -> None:
     """Refuse a node behind others when what they give cannot be what it takes."""
+    keys = _keys_given(before)
     for taker in after.entries:
+        if keys is not None and taker.signature.takes_by_name(keys):
+            continue
         check_takes_one(taker)
         if taker.signature.takes == "stream" and before.exits and not before.streams:
             raise CompositionError(
@@ -35,6 +40,15 @@ def check_fit(before: Sequence, after: Node) -> None:
                 )
 
 
+def _keys_given(node: Node) -> tuple[str, ...] | None:
+    """The keys of the mapping that a node gives, where they are known."""
+    if isinstance(node, Sequence):
+        return _keys_given(node.steps[-1])
+    if isinstance(node, Named | Limited | Gated):
+        return _keys_given(node.body)
+    return node.keys if isinstance(node, Parallel) else None
+
+
 def check_takes_one(stage: Stage) -> None:
     """Refuse a stage that cannot be called with one value, where it gets one value.
 
@@ -50,7 +64,8 @@ def check_takes_one(stage: Stage) -> None:
     if needs:
         raise CompositionError(
             f"stage {stage.label!r} gets one value here, but also requires {', '.join(needs)}: "
-            "give those a default, bind them with functools.partial, or take one dict or tuple"
+            "give those a default, bind them with functools.partial, take one dict or tuple, or "
+            "put rc.parallel(...) before it, with a keyword for each"
         )
 
 

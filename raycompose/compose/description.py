@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 from ray.serve import Deployment
 
 from raycompose import _serve
+from raycompose.graph.annotations import UNKNOWN, type_name
 from raycompose.graph.branches import Parallel, Shadow
 from raycompose.graph.choices import Decider, Split, Switch
 from raycompose.graph.limits import Limits
 from raycompose.graph.nodes import Node, Stage, stages
 from raycompose.graph.sequences import Sequence
-from raycompose.graph.signatures import UNKNOWN, type_name
 from raycompose.graph.targets import Deployed, Hosted, Inline, Target, Task
 from raycompose.graph.wrappers import Gated, Limited, Named
 

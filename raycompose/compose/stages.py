@@ -1,5 +1,6 @@
 """Making stages: what may be one, and how it is called."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -181,15 +182,7 @@ def _make_stage(target: Any, options: StageOptions) -> Stage:
     if pass_by is not None and pass_by not in PASS_BY:
         accepted = ", ".join(map(repr, PASS_BY))
         raise CompositionError(f"stage {label!r}: pass_by={pass_by!r} must be one of {accepted}")
-    return Stage(
-        label,
-        made,
-        replace(
-            signature,
-            takes=signature.takes if pass_by is None else pass_by,
-            streams=signature.streams if stream is None else stream,
-        ),
-    )
+    return Stage(label, made, signature.with_options(pass_by, stream))
 
 
 def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
@@ -260,7 +253,7 @@ def _is_function(target: Any) -> bool:
 
 
 def _function_name(function: Any) -> str:
-    while hasattr(function, "func"):  # functools.partial
+    while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__name__", type(function).__name__)
     return "lambda" if name == "<lambda>" else name

@@ -6,8 +6,12 @@ from collections.abc import AsyncGenerator, Generator, Mapping, MutableMapping
 from typing import Any
 
 import starlette.requests
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
+from raycompose.errors import HTTPError
 from raycompose.flow.json import parse_json
 from raycompose.flow.structures import leaves, rebuilt
 
@@ -84,6 +88,12 @@ class Request(starlette.requests.Request):
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Give the body, which has been read, in one piece."""
         yield await self.body()
+
+    async def _get_form(self, **limits: Any) -> FormData:  # behind form(), which is Starlette's
+        try:
+            return await super()._get_form(**limits)
+        except (MultiPartException, FormParserError) as error:
+            raise HTTPError(400, f"malformed form: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (dict(self.scope), self._body, self.__dict__.get("_value", _ABSENT))

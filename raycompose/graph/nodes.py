@@ -237,7 +237,7 @@ async def _by_value(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwarg
         value = await value if isinstance(value, Ref) else value
     elif isinstance(value, Stream) and stage.target.remote:
         value = await value.sendable()
-    return (value,), {}
+    return stage.signature.arguments(value)
 
 
 async def _by_request(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:

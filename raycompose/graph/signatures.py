@@ -1,38 +1,39 @@
 """What a stage takes and gives: parameters, annotations, how its input arrives, what fits what."""
 
-import collections.abc
+import contextlib
 import functools
 import inspect
-import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 from ray import ObjectRef
 from starlette.requests import Request
 
 from raycompose import _serve
 from raycompose.errors import CompositionError
+from raycompose.flow.arguments import Arguments, unpack
 from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
+from raycompose.graph.annotations import (
+    ITERATORS,
+    UNKNOWN,
+    awaited,
+    item_type,
+    resolve,
+    without_optional,
+)
 
 PassBy = Literal["value", "reference", "stream", "request"]
 PASS_BY: tuple[PassBy, ...] = typing.get_args(PassBy)
 
+RESERVED = frozenset({"self", "request_meta", "request_metadata", "pickled_request_metadata"})
+"""Names that an argument cannot have, because parameters of Ray's own calls have them."""
+
 SCALARS = (str, int, float, bool, bytes)
 """Types that no JSON object is: ``f(n: int)`` given ``{"n": 3}`` can only mean ``f(n=3)``."""
-
-UNKNOWN = inspect.Parameter.empty
-_ITERATORS = (
-    collections.abc.AsyncIterator,
-    collections.abc.AsyncIterable,
-    collections.abc.Iterator,
-    collections.abc.Iterable,
-)
-_GENERATORS = (*_ITERATORS, collections.abc.Generator, collections.abc.AsyncGenerator)
-# What Python itself accepts for a number (PEP 484, "the numeric tower").
-_NUMERIC = {(int, float), (int, complex), (float, complex), (bool, float), (bool, complex)}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Signature:
         accepts: The first parameter's type, or that of its items; ``UNKNOWN`` if unclear.
         returns: The result's type, or that of its items; ``UNKNOWN`` if unclear.
         streams: The stage is a generator.
+        result: The result's annotation as it is written.
     """
 
     parameters: tuple[inspect.Parameter, ...] = ()
@@ -58,11 +60,71 @@ class Signature:
     accepts: Any = UNKNOWN
     returns: Any = UNKNOWN
     streams: bool = False
+    result: Any = UNKNOWN
 
-    @property
+    def with_options(self, takes: PassBy | None, streams: bool | None) -> "Signature":
+        """Return the signature as ``pass_by=`` and ``stream=`` have it, where they are given."""
+        changed = self if takes is None else replace(self, takes=takes)
+        if streams is None or streams == self.streams:
+            return changed
+        returns = item_type(self.result) if streams else UNKNOWN
+        return replace(changed, streams=streams, returns=returns)
+
+    @cached_property
     def takes_several(self) -> bool:
-        """Whether the callable has more than one parameter to spread an object over."""
-        return len(self.parameters) > 1 or any(map(is_variadic, self.parameters))
+        """Whether an object's members, rather than the object, are what is taken."""
+        by_name = [p for p in self.parameters if p.kind is not p.VAR_POSITIONAL]
+        return bool(by_name) and (
+            len(self.parameters) > 1 or by_name[0].kind >= by_name[0].KEYWORD_ONLY
+        )
+
+    def misfit(self, names: Collection[Any]) -> str | None:
+        """Return what keeps arguments of these names from being a call's; ``None`` when they fit.
+
+        >>> describe(lambda a, b=1: a).misfit(["a"]), describe(lambda a, b=1: a).misfit(["c"])
+        (None, 'missing: a')
+        """
+        if missing := [name for name in self.required if name not in names]:
+            return f"missing: {', '.join(missing)}"
+        known = {p.name for p in self.parameters if not is_variadic(p)}
+        unknown = [name for name in names if name not in known]
+        if any(p.kind is p.VAR_KEYWORD for p in self.parameters):
+            unknown = [name for name in unknown if name in RESERVED or not isinstance(name, str)]
+        if unknown:
+            listed = f"; known are {', '.join(sorted(known))}" if known else ""
+            return f"unknown: {', '.join(map(str, unknown))}{listed}"
+        return None
+
+    def spread(self, values: Mapping[str, Any]) -> Arguments:
+        """Return the call that gives each parameter its value by name. They must fit."""
+        left, args = dict(values), []
+        positional = [p for p in self.parameters if p.kind is p.POSITIONAL_ONLY]
+        while positional and positional[-1].name not in left:
+            positional.pop()
+        for p in positional:  # what stands before one that is given has to be given, too
+            args.append(left.pop(p.name) if p.name in left else p.default)
+        return Arguments(tuple(args), left)
+
+    def takes_by_name(self, names: Collection[str]) -> bool:
+        """Whether a mapping of these names is spread over the parameters."""
+        return self._takes_mappings and self.takes == "value" and self.misfit(names) is None
+
+    def arguments(self, value: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the call for one value: a mapping of a call's arguments is spread over them.
+
+        That is so where the callable takes several and the mapping's keys fit them: all that it
+        requires, and none that it does not know. Any other value is the first argument, and so is
+        a mapping where ``**kwargs`` would fit any.
+        """
+        fits = self._takes_mappings and isinstance(value, Mapping) and value
+        if fits and self.takes_by_name(value):
+            return unpack(self.spread(value))
+        return (value,), {}
+
+    @cached_property
+    def _takes_mappings(self) -> bool:
+        fits_any = any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+        return self.takes_several and not (fits_any and self.beyond_one == [])
 
     @property
     def required(self) -> list[str]:
@@ -90,7 +152,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 
 def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signature:
-    """Read a callable's signature.
+    """Read a callable's signature; that of a batched method is of the single items it is given.
 
     Args:
         function: Any callable; a method of a class that is not instantiated yet with
@@ -100,30 +162,41 @@ def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signat
     Raises:
         CompositionError: The first parameter is a bare ``ObjectRef``, which Ray cannot deliver.
     """
-    streams = is_generator(function)
-    if _serve.is_batched(function):  # annotated for a batch, but called with single items
-        return Signature(streams=streams)
+    streams, batched = is_generator(function), _serve.is_batched(function)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # builtins and C extensions may have none
         return Signature(streams=streams)
     namespace = _namespace(function)
+
+    def resolved(annotation: Any) -> Any:
+        resolved = resolve(annotation, namespace)
+        return item_type(resolved) if batched else resolved
+
     parameters = tuple(
-        p.replace(annotation=_resolve(p.annotation, namespace))
+        p.replace(annotation=resolved(p.annotation))
         for p in list(signature.parameters.values())[skip_self:]
     )
-    returns = _resolve(signature.return_annotation, namespace)
+    result = resolved(signature.return_annotation)
     first = parameters[0] if parameters else None
     nothing: tuple[PassBy, bool, Any] = ("value", False, UNKNOWN)
-    takes, wraps_ref, accepts = _input(first) if first else nothing
+    plain = first is None or (batched and first.annotation is UNKNOWN)
+    takes, wraps_ref, accepts = nothing if plain or first is None else _input(first)
+    if batched:
+        returns = UNKNOWN
+    elif streams:
+        returns = item_type(result)
+    else:
+        returns = result if is_async(function) else awaited(result)
     return Signature(
         parameters=parameters,
         known=True,
         takes=takes,
         wraps_ref=wraps_ref,
-        accepts=accepts,
-        returns=_item_type(returns) if streams else returns,
+        accepts=UNKNOWN if batched else accepts,
+        returns=returns,
         streams=streams,
+        result=result,
     )
 
 
@@ -145,33 +218,6 @@ def is_async(function: Callable[..., Any]) -> bool:
     )
 
 
-def fits(output: Any, accepted: Any) -> bool:
-    """Tell whether a value annotated ``output`` may be given where ``accepted`` is annotated.
-
-    Only plain classes that cannot fit are refused; whatever is unclear may pass.
-
-    >>> fits(str, list), fits(bool, int), fits(int, float), fits(UNKNOWN, list)
-    (False, True, True, True)
-    >>> fits(int | str, list[int]), fits(int | str, str)
-    (False, True)
-    """
-    outputs, accepteds = _plain_classes(output), _plain_classes(accepted)
-    if outputs is None or accepteds is None:
-        return True
-    return any(
-        _related(given, wanted) or (given, wanted) in _NUMERIC
-        for given in outputs
-        for wanted in accepteds
-    )
-
-
-def type_name(annotation: Any) -> str:
-    """Return an annotation as its author wrote it, near enough: ``list[int]``, ``str``."""
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
-
-
 def _faces(function: Callable[..., Any]) -> tuple[Any, ...]:
     """The places where Python marks a callable as async or as a generator."""
     while isinstance(function, functools.partial):
@@ -191,23 +237,17 @@ def _namespace(function: Callable[..., Any]) -> dict[str, Any]:
     function = getattr(function, "__func__", function)
     names = dict(getattr(function, "__globals__", {}))
     if inspect.isfunction(function):
-        names.update(inspect.getclosurevars(function).nonlocals)
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
+            with contextlib.suppress(ValueError):  # a cell that nothing was assigned to yet
+                names[name] = cell.cell_contents
     return names
-
-
-def _resolve(annotation: Any, namespace: dict[str, Any]) -> Any:
-    """Evaluate a string annotation (PEP 563); one that cannot be is treated as none."""
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, namespace)
-    except Exception:  # any name may be missing at run time, and unclear is allowed
-        return UNKNOWN
 
 
 def _input(parameter: inspect.Parameter) -> tuple[PassBy, bool, Any]:
     """How a first parameter's annotation asks for its input: pass_by, wraps_ref, type."""
-    annotation = _without_optional(parameter.annotation)
+    annotation = without_optional(parameter.annotation)
     origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     item = arguments[0] if arguments else UNKNOWN
     if annotation is UNKNOWN:
@@ -227,56 +267,10 @@ def _input(parameter: inspect.Parameter) -> tuple[PassBy, bool, Any]:
         return "stream", False, item
     if inspect.isclass(origin) and issubclass(origin, Request):
         return "request", False, UNKNOWN
-    return "value", False, annotation
+    return "value", False, parameter.annotation
 
 
 def takes_iterator(signature: Signature) -> bool:
     """Tell whether the first parameter is annotated as an iterator: a stream, behind a stream."""
-    return (typing.get_origin(signature.accepts) or signature.accepts) in _ITERATORS
-
-
-def _item_type(returns: Any) -> Any:
-    """The type of a generator's items, from its return annotation."""
-    arguments = typing.get_args(returns)
-    return arguments[0] if typing.get_origin(returns) in _GENERATORS and arguments else UNKNOWN
-
-
-def _without_optional(annotation: Any) -> Any:
-    """``T`` for ``Annotated[T, ...]`` and ``T | None``."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _without_optional(typing.get_args(annotation)[0])
-    members = _union_members(annotation)
-    rest = [m for m in members if m is not types.NoneType]
-    return _without_optional(rest[0]) if len(rest) == 1 and len(members) == 2 else annotation
-
-
-def _union_members(annotation: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(annotation) in (Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else ()
-
-
-def _plain_classes(annotation: Any) -> tuple[type, ...] | None:
-    """The classes that an annotation allows, or ``None`` when that is not clear."""
-    if annotation is None:
-        return (types.NoneType,)
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _plain_classes(typing.get_args(annotation)[0])
-    members = _union_members(annotation)
-    if members:
-        classes = [_plain_classes(m) for m in members]
-        return None if None in classes else tuple(c for cs in classes for c in cs or ())
-    origin = typing.get_origin(annotation) or annotation
-    unclear = (
-        not inspect.isclass(origin)
-        or isinstance(annotation, TypeVar)
-        or origin in (object, UNKNOWN, Any)
-        or getattr(origin, "_is_protocol", False)
-    )
-    return None if unclear else (origin,)
-
-
-def _related(given: type, wanted: type) -> bool:
-    try:
-        return issubclass(given, wanted) or issubclass(wanted, given)
-    except TypeError:  # a metaclass that does not answer: unclear
-        return True
+    accepts = without_optional(signature.accepts)
+    return (typing.get_origin(accepts) or accepts) in ITERATORS

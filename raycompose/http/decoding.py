@@ -1,14 +1,20 @@
 """An HTTP request becomes the first stage's arguments."""
 
 import codecs
-from collections.abc import Mapping
+import collections.abc
+import dataclasses
+import encodings.aliases
+import typing
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_origin
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pydantic
 from ray.exceptions import TaskCancelledError
+from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as StarletteRequest
 
@@ -16,9 +22,29 @@ from raycompose.errors import HTTPError
 from raycompose.flow.arguments import Arguments
 from raycompose.flow.json import MalformedJSONError, parse_json
 from raycompose.flow.request import Request
-from raycompose.graph.signatures import UNKNOWN, Signature, is_variadic
+from raycompose.graph.annotations import (
+    ITERATORS,
+    UNKNOWN,
+    item_type,
+    union_members,
+    without_optional,
+)
+from raycompose.graph.signatures import SCALARS, Signature
 
 _NOTHING = object()
+
+Validate = Callable[[Any], Any]
+
+
+class _Fields(dict[str, Any]):
+    """What a query or a form holds: text, or a list of what was sent more than once."""
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, Any]]) -> "_Fields":
+        several: dict[str, list[Any]] = {}
+        for key, item in pairs:
+            several.setdefault(key, []).append(item)
+        return cls({k: v if len(v) > 1 else v[0] for k, v in several.items()})
 
 
 @dataclass(frozen=True)
@@ -28,28 +54,33 @@ class Decoder:
     Args:
         signature: The first stage's; ``None`` when the pipeline begins with a combinator.
         max_body_bytes: The longest body that is read.
+        takes_list: The pipeline begins with ``rc.each``.
     """
 
     signature: Signature | None
     max_body_bytes: int
+    takes_list: bool = False
 
     async def __call__(self, request: StarletteRequest) -> Any:
         """Return the value to run the graph with.
 
         Raises:
-            HTTPError: The request is at fault: 400, 413, 415 or 422.
+            HTTPError: The request is at fault: 400, 413 or 422.
             ClientDisconnect: The sender left before the end of the body.
         """
         body = await self._read(request)
         if self.signature is not None and self.signature.takes == "request":
-            return Request(request.scope, body)
-        value = _decode(request, body)
-        if not body and isinstance(value, dict):  # ?xs=1 is a list of one where xs is a list
+            return Request(request.scope, body, request.receive)
+        value = await _decode(request, body)
+        if type(value) is _Fields:  # ?xs=1 is a list of one where xs is a list
             value = {
-                k: [v] if k in self._lists and isinstance(v, str) else v for k, v in value.items()
+                k: [v] if k in self._lists and not isinstance(v, list) else v
+                for k, v in value.items()
             }
         if value is _NOTHING and self.signature is None:
             raise HTTPError(422, "the pipeline takes one value: send a body or query parameters")
+        if self.takes_list and not isinstance(value, list):
+            raise HTTPError(422, f"the pipeline takes a list, but was sent {_called(value)}")
         return self._arguments(value)
 
     async def _read(self, request: StarletteRequest) -> bytes:
@@ -68,8 +99,10 @@ class Decoder:
         signature = self.signature
         if signature is None or not signature.known:
             return Arguments() if value is _NOTHING else value
-        if isinstance(value, dict) and self._spreads(value):
-            return self._spread(value)
+        if isinstance(value, dict) and signature.takes_several:
+            if misfit := signature.misfit(value):
+                raise HTTPError(422, misfit)
+            return signature.spread({k: self._validated(k, v) for k, v in value.items()})
         if value is _NOTHING:
             if required := signature.required:
                 raise HTTPError(422, f"nothing was sent, but {', '.join(required)} is required")
@@ -79,69 +112,97 @@ class Decoder:
         beyond = signature.beyond_one
         if beyond is None or beyond:
             raise HTTPError(422, f"send an object with {', '.join(signature.required)}")
-        return self._validated(signature.parameters[0].name, value)
+        return self._one(signature.parameters[0].name, value)
 
-    def _spreads(self, value: dict[str, Any]) -> bool:
-        """Whether an object is the arguments rather than the one argument."""
-        assert self.signature is not None
-        if self.signature.takes_several:
-            return True
-        only = self.signature.parameters[:1]
-        if not only or set(value) != {only[0].name}:
-            return False
-        # f(n: int) and {"n": 3}: where the whole object is not what f takes, its one member is.
-        adapter = self._adapters.get(only[0].name)
-        return adapter is not None and not _is_valid(adapter, value)
-
-    def _spread(self, value: dict[str, Any]) -> Arguments:
-        assert self.signature is not None
-        parameters = self.signature.parameters
-        names = {p.name for p in parameters if not is_variadic(p)}
-        missing = [name for name in self.signature.required if name not in value]
-        unknown = [key for key in value if key not in names]
-        if missing:
-            raise HTTPError(422, f"missing: {', '.join(missing)}")
-        if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            raise HTTPError(
-                422, f"unknown: {', '.join(unknown)}; known are {', '.join(sorted(names))}"
-            )
-        validated = {key: self._validated(key, item) for key, item in value.items()}
-        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-        args = tuple(validated.pop(name) for name in positional if name in validated)
-        return Arguments(args, validated)
-
-    def _validated(self, name: str, value: Any) -> Any:
-        adapter = self._adapters.get(name)
-        if adapter is None:
+    def _one(self, name: str, value: Any) -> Any:
+        """The one argument: the value, or where that is not what is taken, its one member."""
+        if (validate := self._validators.get(name)) is None:
             return value
         try:
-            return adapter.validate_python(value)
+            return validate(value)
+        except pydantic.ValidationError as error:
+            if not (isinstance(value, dict) and set(value) == {name}):
+                raise HTTPError(422, _problems(name, error)) from error
+        return self._validated(name, value[name])
+
+    def _validated(self, name: str, value: Any) -> Any:
+        if (validate := self._validators.get(name)) is None:
+            return value
+        try:
+            return validate(value)
         except pydantic.ValidationError as error:
             raise HTTPError(422, _problems(name, error)) from error
 
     @cached_property
     def _lists(self) -> frozenset[str]:
+        """The names under which a query or a form gives a list."""
         parameters = self.signature.parameters if self.signature else ()
-        lists = (list, tuple, set)
-        return frozenset(
-            p.name for p in parameters if (get_origin(p.annotation) or p.annotation) in lists
-        )
+        annotations = {p.name: p.annotation for p in parameters}
+        if len(parameters) == 1:
+            annotations |= _members(parameters[0].annotation)
+        return frozenset(name for name, a in annotations.items() if _is_list(a))
 
     @cached_property
-    def _adapters(self) -> dict[str, pydantic.TypeAdapter[Any]]:
+    def _validators(self) -> dict[str, Validate]:
         """What converts each annotated parameter; made once, not per request."""
         parameters = self.signature.parameters if self.signature else ()
-        made = {p.name: _adapter(p.annotation) for p in parameters}
-        return {name: adapter for name, adapter in made.items() if adapter is not None}
+        made = {p.name: _validator(p.annotation) for p in parameters}
+        return {name: validate for name, validate in made.items() if validate is not None}
 
 
-def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any] | None:
+_UNKNOWN_TYPE = (pydantic.PydanticUserError, pydantic.PydanticUndefinedAnnotation, TypeError)
+
+
+def _validator(annotation: Any) -> Validate | None:
     if annotation in (UNKNOWN, Any, object):
         return None
+    plain = without_optional(annotation)
+    origin = typing.get_origin(plain) or plain
+    if origin in ITERATORS:
+        if origin in (collections.abc.AsyncIterator, collections.abc.AsyncIterable):
+            return None
+        items: Any = list[item_type(plain)] if typing.get_args(plain) else list  # type: ignore[misc]  # made at run time
+        validate = _validator(items)
+        if validate is None or origin is collections.abc.Iterable:
+            return validate
+        return lambda value: iter(validate(value))
     try:
-        return pydantic.TypeAdapter(annotation)
-    except pydantic.PydanticUserError:  # a type that pydantic does not know, as numpy.ndarray
+        adapter = pydantic.TypeAdapter(annotation)
+    except _UNKNOWN_TYPE:  # as numpy.ndarray
         return None
+    complete = getattr(adapter, "pydantic_complete", True)  # new in pydantic 2.10
+    return adapter.validate_python if complete else None
+
+
+_LISTS = (
+    *(list, tuple, set, frozenset, deque, collections.abc.Sequence, collections.abc.Set),
+    *(collections.abc.Collection, collections.abc.Iterable, collections.abc.Iterator),
+)
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether one text is to be a list of one: a list is taken, and nothing that a text can be."""
+    plain = without_optional(annotation)
+    members = [typing.get_origin(m) or m for m in union_members(plain) or (plain,)]
+    return any(m in _LISTS for m in members) and not any(m in SCALARS for m in members)
+
+
+def _members(annotation: Any) -> dict[str, Any]:
+    """The annotations of a model's fields, by the names that a sender may use."""
+    kind = without_optional(annotation)
+    if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+        fields = kind.model_fields.items()
+        return {n: f.annotation for name, f in fields for n in (name, f.alias) if n}
+    if not dataclasses.is_dataclass(kind) and not typing.is_typeddict(kind):
+        return {}
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, TypeError):  # a name that is missing at run time
+        return {}
+
+
+def _called(value: Any) -> str:
+    return "an object" if isinstance(value, dict) else f"{type(value).__name__} {value!r:.40}"
 
 
 def _problems(name: str, error: pydantic.ValidationError) -> str:
@@ -154,21 +215,10 @@ _LISTED = 1000
 """How many problems are listed: each takes a thousand times the memory of the byte it is about."""
 
 
-def _is_valid(adapter: pydantic.TypeAdapter[Any], value: Any) -> bool:
-    try:
-        adapter.validate_python(value)
-    except pydantic.ValidationError:
-        return False
-    return True
-
-
-def _decode(request: StarletteRequest, body: bytes) -> Any:
+async def _decode(request: StarletteRequest, body: bytes) -> Any:
     """Return the body's value; the query parameters when there is no body."""
     if not body:
-        query: dict[str, list[str]] = {}
-        for key, item in request.query_params.multi_items():
-            query.setdefault(key, []).append(item)
-        return {k: v if len(v) > 1 else v[0] for k, v in query.items()} or _NOTHING
+        return _Fields.of(request.query_params.multi_items()) or _NOTHING
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         return parse_json(body)
@@ -179,11 +229,11 @@ def _decode(request: StarletteRequest, body: bytes) -> Any:
     if not kind:
         return _json_or(body, _text_or_bytes)
     if kind == "multipart/form-data":
-        raise HTTPError(415, "multipart/form-data: take a starlette Request in the first stage")
+        return await _multipart(Request(request.scope, body))
     return body
 
 
-def _json_or(body: bytes, otherwise: Any) -> Any:
+def _json_or(body: bytes, otherwise: Callable[[bytes], Any]) -> Any:
     try:
         return parse_json(body)
     except MalformedJSONError:
@@ -192,11 +242,28 @@ def _json_or(body: bytes, otherwise: Any) -> Any:
         return otherwise(body)
 
 
-def _form(body: bytes) -> Mapping[str, str]:
+_MOST_FIELDS = 10_000
+"""How many fields a form may have: a field takes many times the memory of its text."""
+
+
+def _form(body: bytes) -> _Fields:
     try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict"))
+        pairs = parse_qsl(
+            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS
+        )
     except ValueError as error:
         raise HTTPError(400, f"malformed form: {error}") from None
+    return _Fields.of(pairs)
+
+
+async def _multipart(request: Request) -> _Fields:
+    """A multipart form's fields, and its files as bytes."""
+    size = len(await request.body())
+    limits = {"max_files": _MOST_FIELDS, "max_fields": _MOST_FIELDS, "max_part_size": size}
+    async with request.form(**limits) as form:
+        return _Fields.of(
+            [(k, await v.read() if isinstance(v, UploadFile) else v) for k, v in form.multi_items()]
+        )
 
 
 def _text(body: bytes, request: StarletteRequest) -> str:
@@ -205,15 +272,25 @@ def _text(body: bytes, request: StarletteRequest) -> str:
         key, _, value = parameter.strip().partition("=")
         charset = value.strip('"') if key.lower() == "charset" else charset
     try:
-        if codecs.lookup(charset).name in _NO_CHARSETS:
-            raise LookupError(f"{charset} is no character set")
-        return body.decode(charset)
+        return body.decode(_codec(charset))
     except (LookupError, ValueError) as error:
         raise HTTPError(400, f"the body is not {charset!r} text: {error}") from None
 
 
-_NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "unicode-escape", "utf-7"})
-"""Codecs of Python that are slow, or give half of a surrogate pair, which no answer can hold."""
+def _codec(charset: str) -> str:
+    """The name of Python's codec, of few: Python remembers every name that it looks up."""
+    name = encodings.normalize_encoding(charset).lower()
+    name = encodings.aliases.aliases.get(name, name)
+    if name not in _CODECS:
+        raise LookupError(f"{charset} is no character set that is known here")
+    return codecs.lookup(name).name
+
+
+# Others of Python's codecs are no character sets, are slow, or give half of a surrogate pair,
+# which no answer can hold.
+_CODECS = frozenset(encodings.aliases.aliases.values()) - {"utf_7"} | {
+    "cp1006", "cp720", "cp737", "cp856", "cp874", "cp875", "koi8_r", "koi8_t", "koi8_u",
+    "mac_arabic", "utf_8", "utf_8_sig"}  # fmt: skip
 
 
 def _text_or_bytes(body: bytes) -> Any:

@@ -16,10 +16,13 @@ from raycompose.flow.arguments import pack
 from raycompose.flow.failures import sendable
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
+from raycompose.graph.branches import Each
 from raycompose.graph.context import Context
 from raycompose.graph.limits import is_count
 from raycompose.graph.nodes import Node
 from raycompose.graph.opening import OpenGraph, open_graph
+from raycompose.graph.sequences import Sequence
+from raycompose.graph.wrappers import Gated, Limited, Named
 from raycompose.http.decoding import Decoder
 from raycompose.http.responses import error_response, respond
 
@@ -60,8 +63,8 @@ class Ingress:
 
     async def __init__(self, root: Node, settings: Settings) -> None:  # type: ignore[misc]
         self._settings = settings
-        first = root.first
-        self._decode = Decoder(first.signature if first else None, settings.max_body_bytes)
+        first, signature = _leading(root), root.first.signature if root.first else None
+        self._decode = Decoder(signature, settings.max_body_bytes, isinstance(first, Each))
         self._in_replica = _serve.in_replica()
         self._graph = open_graph(root)
         await self._graph.start()
@@ -166,6 +169,13 @@ class Embedded(Generic[In, Out]):
         async with aclosing(_generator(result, ctx)) as items:
             async for item in items:
                 yield item
+
+
+def _leading(node: Node) -> Node:
+    """The stage or the combinator that a graph begins with."""
+    while isinstance(node, Sequence | Named | Limited | Gated):
+        node = node.children[0]
+    return node
 
 
 async def run(root: Node, value: Any, ctx: Context) -> Any:
