@@ -2,22 +2,24 @@
 
 from raycompose.client.client import Client, connect, run
 from raycompose.client.local import local
+from raycompose.compose.choices import fallback, optional, race, split, switch, when
 from raycompose.compose.combinators import (
+    assign,
+    batched,
     collect,
     each,
-    fallback,
+    loop,
     parallel,
     passthrough,
+    pick,
     shadow,
-    split,
-    switch,
-    when,
 )
 from raycompose.compose.patch import install
 from raycompose.compose.pipeline import Pipeline, pipeline, stage
 from raycompose.errors import (
     CompositionError,
     HTTPError,
+    LoopError,
     NoMatchError,
     RayComposeError,
     StageTimeoutError,
@@ -37,7 +39,7 @@ from raycompose.flow.conversions import (
 from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
-from raycompose.graph.limits import Retry
+from raycompose.graph.limits import Hedge, Retry
 from raycompose.show import install as _show
 
 __version__ = "0.1.0"
@@ -50,6 +52,8 @@ __all__ = [
     "Client",
     "CompositionError",
     "HTTPError",
+    "Hedge",
+    "LoopError",
     "NoMatchError",
     "Pipeline",
     "RayComposeError",
@@ -59,6 +63,8 @@ __all__ = [
     "StageTimeoutError",
     "Stream",
     "__version__",
+    "assign",
+    "batched",
     "by_ref",
     "by_ref_sync",
     "collect",
@@ -68,9 +74,13 @@ __all__ = [
     "fallback",
     "from_object_ref",
     "local",
+    "loop",
+    "optional",
     "parallel",
     "passthrough",
+    "pick",
     "pipeline",
+    "race",
     "resolve",
     "resolve_sync",
     "run",

@@ -4,6 +4,7 @@ RayComposeError
 ├── CompositionError    the graph cannot work; raised by the line that composes it
 ├── StageTimeoutError   a stage outlived its ``timeout_s`` (also a ``TimeoutError``)
 ├── NoMatchError        ``rc.switch`` found no branch for a value
+├── LoopError           ``rc.loop`` ran as often as it may, and its predicate never held
 ├── StageError          stands for a stage's own exception that cannot be sent between processes
 └── HTTPError           raised by users, in any stage, to answer with an HTTP status
 """
@@ -81,6 +82,23 @@ class NoMatchError(RayComposeError):
 
     def __str__(self) -> str:
         return f"{self.node!r} has no branch for {self.key}; it has {', '.join(self.keys)}"
+
+
+class LoopError(RayComposeError):
+    """``rc.loop`` ran its body ``max_iterations`` times, and the predicate never held. HTTP 500.
+
+    Args:
+        loop: The name of the loop.
+        max_iterations: How often the body ran.
+    """
+
+    def __init__(self, loop: str, max_iterations: int) -> None:
+        super().__init__(loop, max_iterations)
+        self.loop = loop
+        self.max_iterations = max_iterations
+
+    def __str__(self) -> str:
+        return f"{self.loop!r} did not end within max_iterations={self.max_iterations}"
 
 
 class StageError(RayComposeError):

@@ -201,7 +201,7 @@ def test_each_puts_errors_in_their_places_with_retries() -> None:
             raise OSError(x)
         return x
 
-    retry = rc.Retry(attempts=3, on=(OSError,), initial_s=0.001)
+    retry = rc.Retry(attempts=3, on=(OSError,), initial_s=0.001, min_per_s=100)
     results = call(rc.each(rc.stage(flaky, retry=retry), return_exceptions=True), list(range(9)))
     assert [r.args[0] if isinstance(r, OSError) else r for r in results] == list(range(9))
     assert [isinstance(r, OSError) for r in results] == [x % 3 == 0 for x in range(9)]

@@ -1,17 +1,18 @@
 """The functions that make branching pipelines. Each equals a few lines of plain Python."""
 
-from collections.abc import Mapping
+import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from raycompose.compose.checks import check_count, refuse_streams
 from raycompose.compose.pipeline import Pipeline
 from raycompose.compose.stages import make_branches, make_decider, make_parallel
 from raycompose.errors import CompositionError
-from raycompose.flow.streams import Stream
-from raycompose.graph.branches import Each, Passthrough, Shadow
-from raycompose.graph.choices import Fallback, Split, Switch
+from raycompose.flow.streams import Stream, in_batches
+from raycompose.graph.branches import Assign, Each, Passthrough, Pick, Shadow
 from raycompose.graph.limits import is_number
+from raycompose.graph.loops import Loop
 from raycompose.graph.nodes import Stage
 from raycompose.graph.signatures import describe
 from raycompose.graph.targets import Inline
@@ -39,75 +40,6 @@ def parallel(*targets: Any, **named: Any) -> Pipeline[Any, Any]:
         )
     node = make_parallel(named or dict(zip(map(str, range(len(targets))), targets, strict=True)))
     return Pipeline(node if named else replace(node, keys=None))
-
-
-def switch(on: Any, cases: Mapping[Any, Any], default: Any = None) -> Pipeline[Any, Any]:
-    """Return the pipeline that runs the one target whose key the value has.
-
-    ``rc.switch(on, cases)`` called with ``x`` gives ``cases[on(x)](x)``.
-
-    Args:
-        on: A function or an ``async def`` of the value, run on the event loop, so it must be
-            quick; a string: a key of the value if that is a mapping, else an attribute; or any
-            other target, a deployment say, whose result for the value is the key. The chosen
-            target gets the value itself.
-        cases: What ``rc.stage`` takes, by key.
-        default: What runs when no key matches; without it that is a ``NoMatchError`` (HTTP 422).
-
-    Raises:
-        CompositionError: There are no cases, or ``on`` cannot decide.
-    """
-    if not isinstance(cases, Mapping) or not cases:
-        raise CompositionError(
-            f"rc.switch(): cases is a dict of at least one key and target, got {cases!r}"
-        )
-    by = on if isinstance(on, str) else make_decider("rc.switch(): on", on)
-    targets = (*cases.values(), default) if default is not None else tuple(cases.values())
-    return Pipeline(Switch("switch", make_branches("switch", targets), by, tuple(cases)))
-
-
-def when(predicate: Any, then: Any, otherwise: Any = passthrough) -> Pipeline[Any, Any]:
-    """Return the pipeline that is ``then(x) if predicate(x) else otherwise(x)``.
-
-    Args:
-        predicate: A function or an ``async def`` of the value, run on the event loop, so it must
-            be quick; or any other target, a deployment say, whose result for the value decides.
-        then: What ``rc.stage`` takes.
-        otherwise: The same; by default the value itself. Nest another ``rc.when`` for elif.
-
-    Raises:
-        CompositionError: The predicate cannot decide, or a target is not a stage.
-    """
-    by = make_decider("rc.when(): predicate", predicate)
-    branches = make_branches("when", (then, otherwise))
-    return Pipeline(Switch("when", branches, by, (True, False), by_truth=True))
-
-
-def split(*shares: tuple[Any, float], key: Any = None) -> Pipeline[Any, Any]:
-    """Return the pipeline that runs one target, chosen by weight: A/B tests and canaries.
-
-    Args:
-        shares: ``(target, percent)`` pairs; percents are above 0 and sum to 100.
-        key: A function of the value, or any other target. The same key always goes the same way,
-            in every process, until the weights change; by default every call is drawn anew.
-
-    Raises:
-        CompositionError: The weights do not sum to 100, or one is not a number above 0.
-    """
-    if not shares or not all(isinstance(s, tuple) and len(s) == 2 for s in shares):
-        raise CompositionError(
-            f"rc.split() takes (target, percent) pairs: rc.split((a, 90), (b, 10)); got {shares!r}"
-        )
-    by = None if key is None else make_decider("rc.split(): key", key)
-    weights = tuple(weight for _, weight in shares)
-    for weight in weights:
-        if not is_number(weight) or not weight > 0:
-            raise CompositionError(f"rc.split(): a weight is a number above 0, got {weight!r}")
-    total = sum(weights)
-    if abs(total - 100) > 1e-6:
-        raise CompositionError(f"rc.split(): the weights sum to {total:g}, and must sum to 100")
-    branches = make_branches("split", tuple(target for target, _ in shares))
-    return Pipeline(Split("split", branches, by, weights))
 
 
 def shadow(target: Any, percent: float = 100, max_in_flight: int = 16) -> Pipeline[Any, Any]:
@@ -152,32 +84,87 @@ def each(
     return Pipeline(Each("each", branches, max_concurrency, return_exceptions))
 
 
-def fallback(
-    *targets: Any, on: type[Exception] | tuple[type[Exception], ...] = Exception
-) -> Pipeline[Any, Any]:
-    """Return the pipeline that gives the result of the first target that succeeds.
-
-    When all fail the first error is raised, with the others in its notes. An error that is the
-    client's fault (4xx) is raised at once. A stream is settled once its first item is there.
-
-    Args:
-        targets: What ``rc.stage`` takes, at least one, in order of preference.
-        on: The exceptions that go on to the next target.
-
-    Raises:
-        CompositionError: There are no targets, or ``on`` is not an exception type.
-    """
-    if not targets:
-        raise CompositionError("rc.fallback() needs at least one target: rc.fallback(a, b)")
-    types = on if isinstance(on, tuple) else (on,)
-    if not types or not all(isinstance(t, type) and issubclass(t, Exception) for t in types):
-        raise CompositionError(f"rc.fallback(): on is an exception type or several, got {on!r}")
-    return Pipeline(Fallback("fallback", make_branches("fallback", targets), on=types))
-
-
 async def _collect(items: Stream[Any]) -> list[Any]:
     return [item async for item in items]
 
 
 collect: Pipeline[Any, Any] = Pipeline(Stage("collect", Inline(_collect), describe(_collect)))
 """Turns a stream into a list: ``[item async for item in stream]``."""
+
+
+def assign(**targets: Any) -> Pipeline[Any, Any]:
+    """Return the pipeline that gives its input, a mapping, with each target's result added.
+
+    ``rc.assign(n=f)`` called with ``x`` gives ``{**x, "n": f(x)}``. All run at once; the first
+    failure cancels the others and is raised.
+
+    Args:
+        targets: What ``rc.stage`` takes, by the key of its result.
+
+    Raises:
+        CompositionError: There are no targets, or one streams.
+    """
+    if not targets:
+        raise CompositionError("rc.assign() needs at least one target: rc.assign(score=f)")
+    branches = make_branches("assign", tuple(targets.values()))
+    refuse_streams("assign", branches)
+    return Pipeline(Assign("assign", branches, tuple(targets)))
+
+
+def pick(*keys: Any) -> Pipeline[Any, Any]:
+    """Return the pipeline that takes values out of a mapping.
+
+    ``rc.pick("a")`` called with ``x`` gives ``x["a"]``; ``rc.pick("a", "b")`` gives
+    ``{"a": x["a"], "b": x["b"]}``.
+
+    Args:
+        keys: Which.
+
+    Raises:
+        CompositionError: There are no keys.
+    """
+    if not keys:
+        raise CompositionError('rc.pick() needs at least one key: rc.pick("score")')
+    return Pipeline(Pick("pick", keys))
+
+
+def loop(body: Any, until: Any, max_iterations: int = 8) -> Pipeline[Any, Any]:
+    """Return the pipeline that runs ``body`` on its own result until a predicate holds of it.
+
+    ``rc.loop(f, until=done)`` called with ``x`` gives the first of ``f(x)``, ``f(f(x))``, ... for
+    which ``done`` holds.
+
+    Args:
+        body: What ``rc.stage`` takes.
+        until: A function or an ``async def`` of the result, or any other target, that decides.
+        max_iterations: How often the body runs at most; then a ``LoopError`` (HTTP 500).
+
+    Raises:
+        CompositionError: The body streams, ``until`` cannot decide, or ``max_iterations`` is
+            below 1.
+    """
+    check_count("rc.loop()", "max_iterations", max_iterations)
+    branches = make_branches("loop", (body,))
+    refuse_streams("loop", branches)
+    decider = make_decider("rc.loop(): until", until)
+    return Pipeline(Loop("loop", branches[0], decider, max_iterations))
+
+
+def batched(size: int, max_wait_s: float | None = None) -> Pipeline[Any, Any]:
+    """Return the pipeline that groups a stream's items into lists, in order, as they come.
+
+    Args:
+        size: Items in a list at most; the last may have fewer.
+        max_wait_s: Seconds after a list's first item when it is given as it is; by default a list
+            waits until it is full.
+
+    Raises:
+        CompositionError: ``size`` is below 1, or ``max_wait_s`` is no number of seconds above 0.
+    """
+    check_count("rc.batched()", "size", size)
+    if max_wait_s is not None and not (is_number(max_wait_s) and 0 < max_wait_s < math.inf):
+        raise CompositionError(
+            f"rc.batched(): max_wait_s must be a number of seconds above 0, got {max_wait_s!r}"
+        )
+    function = partial(in_batches, size=size, max_wait_s=max_wait_s)
+    return Pipeline(Stage("batched", Inline(function), describe(function)))

@@ -12,9 +12,11 @@ from ray.serve import Deployment
 
 from raycompose import _serve
 from raycompose.graph.annotations import UNKNOWN, type_name
-from raycompose.graph.branches import Parallel, Shadow
+from raycompose.graph.attempts import Hedged
+from raycompose.graph.branches import Assign, Parallel, Shadow
 from raycompose.graph.choices import Decider, Split, Switch
 from raycompose.graph.limits import Limits
+from raycompose.graph.loops import Loop
 from raycompose.graph.nodes import Node, Stage, stages
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.targets import Deployed, Hosted, Inline, Target, Task
@@ -160,6 +162,24 @@ def _(part: Shadow, receives: str) -> Description:
 @_details.register
 def _(part: Gated, receives: str) -> Description:
     return node(part.body, receives)
+
+
+@_details.register
+def _(part: Hedged, receives: str) -> Description:
+    body = node(part.body, receives)
+    hedged = {**body.get("limits", {}), "hedge": _setting(part.hedge)}
+    return {**body, "limits": hedged}
+
+
+@_details.register
+def _(part: Loop, receives: str) -> Description:
+    settings = {"until": _decider(part.until), "max_iterations": part.max_iterations}
+    return {"settings": settings, "branches": _labelled(part, ("again",))}
+
+
+@_details.register
+def _(part: Assign, receives: str) -> Description:
+    return {"branches": _labelled(part, part.keys or ())}
 
 
 def _decider(by: Decider) -> str:

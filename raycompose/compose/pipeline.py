@@ -15,7 +15,7 @@ from raycompose.compose.picture import Graph
 from raycompose.compose.places import with_gates
 from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_node
 from raycompose.errors import CompositionError
-from raycompose.graph.limits import Retry
+from raycompose.graph.limits import Hedge, Retry
 from raycompose.graph.nodes import Node, named
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.signatures import PassBy
@@ -248,6 +248,7 @@ def stage(
     stream: bool | None = None,
     timeout_s: float | None = None,
     retry: int | Retry | None = None,
+    hedge: Hedge | None = None,
 ) -> Pipeline[Any, Any]:
     """Return ``target`` as a pipeline of one stage, with options.
 
@@ -264,6 +265,7 @@ def stage(
         stream: Whether the stage is a generator; by default as the method is written.
         timeout_s: A deadline in seconds, over all attempts. Past it the call is cancelled.
         retry: A number of attempts, or an ``rc.Retry``.
+        hedge: An ``rc.Hedge``: a second call when the first is slow; the loser is cancelled.
 
     Raises:
         CompositionError: The target is not a stage, or an option does not fit it.
@@ -276,5 +278,6 @@ def stage(
         stream=stream,
         timeout_s=timeout_s,
         retry=retry,
+        hedge=hedge,
     )
     return Pipeline(node, target.given if isinstance(target, Pipeline) else None)

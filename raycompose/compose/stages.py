@@ -15,9 +15,10 @@ from typing_extensions import Unpack
 from raycompose import _serve
 from raycompose.compose.checks import check_name, check_takes_one, refuse_streams
 from raycompose.errors import CompositionError
+from raycompose.graph.attempts import Hedged
 from raycompose.graph.branches import Parallel
 from raycompose.graph.choices import Decider
-from raycompose.graph.limits import Limits, Retry, is_number
+from raycompose.graph.limits import Hedge, Limits, Retry, is_number
 from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe
 from raycompose.graph.targets import Deployed, Inline, Target, Task
@@ -38,6 +39,7 @@ class StageOptions(TypedDict, total=False):
     stream: bool | None
     timeout_s: float | None
     retry: int | Retry | None
+    hedge: Hedge | None
 
 
 class Composed(_serve.LazyApplication):
@@ -150,7 +152,11 @@ def make_decider(subject: str, by: Any) -> Decider:
 
 def _limited(node: Node, called: str, name: str | None, options: StageOptions) -> Node:
     """The node within its limits, if it has any, and with a name of its own."""
-    timeout_s, retry = options.get("timeout_s"), options.get("retry")
+    timeout_s, retry, hedge = options.get("timeout_s"), options.get("retry"), options.get("hedge")
+    # A part of the graph that has no name has one where it times out.
+    label = "" if isinstance(node, Stage) else name or ("" if node.label else "pipeline")
+    if hedge is not None:
+        node = _hedged(node, called, hedge)
     if timeout_s is None and retry is None:
         return node if name is None else Named(name, node)
     if timeout_s is not None and not (is_number(timeout_s) and 0 < timeout_s < math.inf):
@@ -164,9 +170,19 @@ def _limited(node: Node, called: str, name: str | None, options: StageOptions) -
             f"stage {called!r}: retry={retry!r} must be a number of attempts or an rc.Retry: "
             f"{error}"
         ) from error
-    # A part of the graph that has no name has one where it times out.
-    label = "" if isinstance(node, Stage) else name or ("" if node.label else "pipeline")
     return Limited(label, node, Limits(timeout_s, policy))
+
+
+def _hedged(node: Node, called: str, hedge: Any) -> Hedged:
+    if not isinstance(hedge, Hedge):
+        raise CompositionError(
+            f"stage {called!r}: hedge={hedge!r} must be an rc.Hedge: rc.Hedge(after_s=0.3)"
+        )
+    if node.streams or node.takes_stream:
+        raise CompositionError(
+            f"stage {called!r} streams, and cannot be hedged: a stream's items can be had once"
+        )
+    return Hedged("", node, hedge)
 
 
 def _make_stage(target: Any, options: StageOptions) -> Stage:

@@ -206,3 +206,33 @@ class _Mapped(Generic[T, U]):
         finally:
             await cancel(upcoming, *running)
             await self.stream.aclose()
+
+
+async def in_batches(
+    items: Stream[T], *, size: int, max_wait_s: float | None
+) -> AsyncGenerator[list[T], None]:
+    """Give a stream's items as lists of ``size``, or of what came within ``max_wait_s``."""
+    batch: list[T] = []
+    full_at_s: float | None = None
+    upcoming: asyncio.Task[T] | None = None
+    clock = asyncio.get_running_loop().time
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(next_of(aiter(items)))
+            left_s = None if full_at_s is None else max(0.0, full_at_s - clock())
+            await asyncio.wait({upcoming}, timeout=left_s)
+            if upcoming.done():
+                try:
+                    batch.append(upcoming.result())
+                except StopAsyncIteration:
+                    break
+                upcoming = None
+                if len(batch) == 1 and max_wait_s is not None:
+                    full_at_s = clock() + max_wait_s
+            if len(batch) == size or (batch and full_at_s is not None and clock() >= full_at_s):
+                yield batch
+                batch, full_at_s = [], None
+        if batch:
+            yield batch
+    finally:
+        await cancel(upcoming)

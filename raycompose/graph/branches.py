@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,48 @@ class Parallel(Branching):
     def takes_reference(self) -> bool:
         """Whether a branch does; the others wait for the value."""
         return any(branch.takes_reference for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class Assign(Parallel):
+    """The input, which is a mapping, with each branch's result under its key."""
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Run all branches on the mapping."""
+        value = await _mapping(value, self.name, ctx)
+        return {**value, **await super().run(value, ctx)}
+
+
+@dataclass(frozen=True)
+class Pick(Node):
+    """One value of a mapping, or a mapping of fewer.
+
+    Args:
+        keys: Which; one: the value itself.
+    """
+
+    keys: tuple[Any, ...]
+
+    async def run(self, value: Any, ctx: Context) -> Any:
+        """Give what the mapping has under the keys."""
+        value = await _mapping(value, self.name, ctx)
+        missing = [key for key in self.keys if key not in value]
+        if missing:
+            error = LookupError(
+                f"{self.name!r} finds no {', '.join(map(repr, missing))}; "
+                f"the mapping has {', '.join(map(repr, value)) or 'nothing'}"
+            )
+            raise mark(error, self.name, ctx.request_id)
+        return value[self.keys[0]] if len(self.keys) == 1 else {k: value[k] for k in self.keys}
+
+
+async def _mapping(value: Any, node: str, ctx: Context) -> Mapping[Any, Any]:
+    value = single(value, node)
+    value = await value if isinstance(value, Ref) else value
+    if not isinstance(value, Mapping):
+        error = TypeError(f"{node!r} takes a mapping, but got {type(value).__name__}")
+        raise mark(error, node, ctx.request_id)
+    return value
 
 
 @dataclass(frozen=True)

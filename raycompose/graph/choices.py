@@ -1,22 +1,19 @@
-"""Nodes of which one branch answers: by a key, by weight, or the first that succeeds."""
+"""Nodes that choose one branch: by a key of the value, or by weight."""
 
 import dataclasses
 import hashlib
 import inspect
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from raycompose.errors import NoMatchError, add_note, is_client_error, mark
+from raycompose.errors import NoMatchError, mark
 from raycompose.flow.arguments import single
 from raycompose.flow.references import Ref
-from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Branching
 from raycompose.graph.context import Context
-from raycompose.graph.limits import is_repeatable
 from raycompose.graph.nodes import Node, Stage
 
 Decider: TypeAlias = Callable[[Any], Any] | str | Node
@@ -42,7 +39,7 @@ MISSING = object()
 
 
 @dataclass(frozen=True)
-class _Choosing(Branching):
+class Choosing(Branching):
     """A node whose result is that of one of its branches.
 
     Args:
@@ -56,7 +53,7 @@ class _Choosing(Branching):
         """The branches, in the order written, and then the graph that decides."""
         return (*self.branches, self.by) if isinstance(self.by, Node) else self.branches
 
-    def with_children(self, children: tuple[Node, ...]) -> "_Choosing":
+    def with_children(self, children: tuple[Node, ...]) -> "Choosing":
         """Return the node with other branches, and another graph that decides."""
         branches, deciding = children[: len(self.branches)], children[len(self.branches) :]
         return dataclasses.replace(self, branches=branches, by=deciding[0] if deciding else self.by)
@@ -88,7 +85,7 @@ class _Choosing(Branching):
 
 
 @dataclass(frozen=True)
-class Switch(_Choosing):
+class Switch(Choosing):
     """The branch whose key the value has.
 
     Args:
@@ -136,7 +133,7 @@ class Switch(_Choosing):
 
 
 @dataclass(frozen=True)
-class Split(_Choosing):
+class Split(Choosing):
     """One branch, by chance or by a key.
 
     Args:
@@ -171,45 +168,6 @@ class Split(_Choosing):
         text = key if isinstance(key, bytes) else f"{type(key).__name__}:{key!r}".encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64 * 100
-
-
-@dataclass(frozen=True)
-class Fallback(_Choosing):
-    """The first branch that succeeds, the same input to each.
-
-    Args:
-        on: The exceptions that go on to the next branch.
-    """
-
-    by: None = None
-    on: tuple[type[Exception], ...] = (Exception,)
-
-    async def run(self, value: Any, ctx: Context) -> Any:
-        """Run the branches in order until one succeeds; a stream, once its first item is there."""
-        value = single(value, self.name)
-        if self.only_streams:
-            return self.later(self._items, value, ctx)
-        return await self._first(value, ctx)
-
-    async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
-        async with aclosing(await self._first(value, ctx)) as items:
-            async for item in items:
-                yield item
-
-    async def _first(self, value: Any, ctx: Context) -> Any:
-        errors: list[Exception] = []
-        for branch in self.branches:
-            try:
-                result = await branch.attempt(value, ctx)
-                return await result.peek() if isinstance(result, Stream) else result
-            except self.on as error:
-                if is_client_error(error) or not is_repeatable(value, error):
-                    raise
-                errors.append(error)
-        first, *others = errors
-        for other in others:
-            add_note(first, f"fallback {self.name!r} also failed with {other!r}")
-        raise first
 
 
 def _is_stable(key: Any) -> bool:

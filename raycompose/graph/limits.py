@@ -80,8 +80,7 @@ class Retry:
                 raise TypeError(f"{name} must be a number, got {amount!r}")
             if not 0 <= amount < math.inf:
                 raise ValueError(f"{name} must be 0 or more, and finite, got {amount!r}")
-        if not (is_number(self.budget) and 0 <= self.budget <= 1):
-            raise ValueError(f"budget must be a share from 0 to 1, got {self.budget!r}")
+        _check_budget(self.budget)
         on = self.on if isinstance(self.on, tuple) else (self.on,)
         object.__setattr__(self, "on", on)
         if not all(isinstance(t, type) and issubclass(t, Exception) for t in on):
@@ -130,6 +129,30 @@ class Retry:
             return float(error.retry_after_s)
         longest_s = min(self.max_s, self.initial_s * 2 ** min(attempt - 1, 64))
         return random.uniform(0, longest_s) if self.jitter else longest_s
+
+
+@dataclass(frozen=True)
+class Hedge:
+    """When a slow stage is called a second time; it must be safe to run twice.
+
+    Args:
+        after_s: Seconds after which the first call is slow.
+        budget: Second calls at most, as a share of the stage's requests, from 0 to 1, counted over
+            ten seconds in one replica of the pipeline.
+    """
+
+    after_s: float
+    budget: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.after_s) and 0 < self.after_s < math.inf):
+            raise ValueError(f"after_s must be a number of seconds above 0, got {self.after_s!r}")
+        _check_budget(self.budget)
+
+
+def _check_budget(budget: float) -> None:
+    if not (is_number(budget) and 0 <= budget <= 1):
+        raise ValueError(f"budget must be a share from 0 to 1, got {budget!r}")
 
 
 @dataclass(frozen=True)

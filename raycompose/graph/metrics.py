@@ -15,6 +15,8 @@ _COUNTERS = {
     "shadow_dropped": "Mirrored calls that were dropped because max_in_flight were running.",
     "retries": "Calls of a stage that followed one that had failed.",
     "retries_denied": "Retries that were not made because the retry budget was spent.",
+    "hedges": "Second calls of a stage whose first call was slow.",
+    "optional_defaults": "Results that a default stood for.",
 }
 
 

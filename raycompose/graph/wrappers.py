@@ -15,7 +15,7 @@ from raycompose.graph.nodes import Node, Stage
 
 
 @dataclass(frozen=True)
-class _Wrapping(Node):
+class Wrapping(Node):
     """A node around one other, with the same input and result. It may have a name of its own."""
 
     body: Node
@@ -44,7 +44,7 @@ class _Wrapping(Node):
         """The body."""
         return (self.body,)
 
-    def with_children(self, children: tuple[Node, ...]) -> "_Wrapping":
+    def with_children(self, children: tuple[Node, ...]) -> "Wrapping":
         """Return the same around another body."""
         return dataclasses.replace(self, body=children[0])
 
@@ -75,7 +75,7 @@ class _Wrapping(Node):
 
 
 @dataclass(frozen=True)
-class Named(_Wrapping):
+class Named(Wrapping):
     """A sub-pipeline with a name of its own."""
 
     async def _run(self, value: Any, ctx: Context) -> Any:
@@ -83,7 +83,7 @@ class Named(_Wrapping):
 
 
 @dataclass(frozen=True)
-class Limited(_Wrapping):
+class Limited(Wrapping):
     """A node under a deadline and a retry policy; without a label it goes by its body's name."""
 
     limits: Limits
@@ -99,7 +99,7 @@ class Limited(_Wrapping):
 
 
 @dataclass(frozen=True)
-class Gated(_Wrapping):
+class Gated(Wrapping):
     """A node that a few requests at once may be in; the others wait in line.
 
     Args:

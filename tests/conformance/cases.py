@@ -85,6 +85,14 @@ async def double(x: int) -> int:
     return x * 2
 
 
+async def is_even(x: int) -> bool:
+    return x % 2 == 0
+
+
+async def is_large(x: int) -> bool:
+    return x > 100
+
+
 def power(base: int, exponent: int) -> int:
     return int(base**exponent)
 
@@ -494,6 +502,48 @@ UNARY = [
     Case(name="fallback: a server's error", graph=rc.fallback(broken, add_one), input=1, result=2),
     Case(name="fallback: a timeout",
          graph=rc.fallback(method(ASYNC, "hang", timeout_s=0.05), add_one), input=1, result=2),
+    # Assign, pick
+    Case(name="assign", graph=rc.assign(n=rc.pipeline(rc.pick("a"), NUMBERS), size=len),
+         input={"a": 1, "n": 0}, result={"a": 1, "n": 11, "size": 2}),
+    Case(name="assign: not a mapping", graph=rc.assign(n=NUMBERS), input=1, error=TypeError,
+         failed_stage="assign", status=500),
+    Case(name="pick: several", graph=rc.pick("b", "a"), input={"a": 1, "b": 2, "c": 3},
+         result={"b": 2, "a": 1}),
+    Case(name="pick: what is missing", graph=rc.pick("z"), input={"a": 1}, error=LookupError,
+         failed_stage="pick", status=500),
+    # Deciders that are stages
+    Case(name="switch: a deployment decides",
+         graph=rc.switch(NUMBERS, {11: double, 12: rc.pipeline(double, double)}), input=2,
+         result=8),
+    Case(name="when: an async def decides", graph=rc.when(is_even, double, add_one), input=3,
+         result=4),
+    Case(name="split: a deployment gives the key",
+         graph=rc.split((add_one, 50), (add_one, 50), key=NUMBERS), input=3, result=4),
+    Case(name="switch: the decider fails", graph=rc.switch(rc.stage(fail, name="asked"),
+         {1: add_one}), input=1, error=ValueError, failed_stage="asked", status=500),
+    # Optional
+    Case(name="optional: the result", graph=rc.optional(NUMBERS), input=1, result=11),
+    Case(name="optional: the default", graph=rc.optional(method(NUMBERS, "fail"), default=-1),
+         input=1, result=-1),
+    Case(name="optional: late", graph=rc.optional(method(ASYNC, "hang"), "late", timeout_s=0.05),
+         input=1, result="late"),
+    Case(name="optional: never for a client's error",
+         graph=rc.optional(rc.stage(refuse, name="refuse")), input="page", error=rc.HTTPError,
+         failed_stage="refuse", status=404, detail="no page"),
+    # Race
+    Case(name="race: the first", graph=rc.race(method(ASYNC, "hang"), NUMBERS), input=1, result=11),
+    Case(name="race: the first two", graph=rc.race(fail, double, hang, double, need=2), input=2,
+         result=(4, 4), body=[4, 4]),
+    Case(name="race: too few succeed", graph=rc.race(rc.stage(fail, name="racer"), double, need=2),
+         input=1, error=ValueError, failed_stage="racer", status=500),
+    # Loop
+    Case(name="loop", graph=rc.loop(NUMBERS, until=lambda n: n > 40), input=1, result=41),
+    Case(name="loop: a stage decides", graph=rc.loop(double, until=is_large, max_iterations=20),
+         input=1, result=128),
+    Case(name="loop: exhausted", graph=rc.loop(add_one, until=lambda n: n < 0, max_iterations=3),
+         input=1, error=rc.LoopError, failed_stage="loop", status=500),
+    # Hedge
+    Case(name="hedge", graph=rc.stage(NUMBERS, hedge=rc.Hedge(after_s=5)), input=1, result=11),
     # Sub-pipelines
     Case(name="passthrough", graph=rc.passthrough, input={"a": [1]}, result={"a": [1]}),
     Case(name="a pipeline in a pipeline",
