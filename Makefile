@@ -42,7 +42,8 @@ chaos: $(INSTALLED) ## Run the tests of faults and of deadlines under load, long
 
 coverage: $(INSTALLED) ## Run the tests and measure what they cover, in replicas too
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/coverage run -m pytest --numprocesses=1 --timeout=600
+	PYTHONPATH=$(CURDIR)/tests COVERAGE_FILE=$(CURDIR)/.coverage \
+	  $(BIN)/coverage run -m pytest --numprocesses=1 --timeout=600
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -198,6 +198,7 @@ def found(other_cluster: subprocess.Popen[str], table: Table) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.cluster
 def test_the_controller_dies(found: dict[str, Any]) -> None:
     """Serve's controller is no part of a request: all are answered while it is away."""
     what = found["the controller dies"]
@@ -205,6 +206,7 @@ def test_the_controller_dies(found: dict[str, Any]) -> None:
     assert all(counts["right"] == counts["sent"] > 0 for counts in what["counts"].values())
 
 
+@pytest.mark.cluster
 def test_a_node_is_removed(found: dict[str, Any]) -> None:
     """Calls on its replicas fail, naming the stage; with retry, none: the other node has them."""
     once, again = found["a node is removed"]["counts"].values()

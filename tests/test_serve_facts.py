@@ -83,6 +83,17 @@ def test_a_response_has_an_object_ref(handles: Handles) -> None:
     assert asyncio.run(call()) == (True, 5)
 
 
+def test_a_result_is_waited_for_without_fetching_it(handles: Handles) -> None:
+    """``ObjectRef._ready`` can be awaited, and gives nothing."""
+
+    async def call() -> Any:
+        ref = await _serve.object_ref(handles.echo.options(_by_reference=True).remote(5))
+        await _serve.ready(ref)
+        return await ref
+
+    assert asyncio.run(call()) == 5
+
+
 def test_a_streaming_response_has_a_generator_of_object_refs(handles: Handles) -> None:
     """``_to_object_ref_gen`` gives references to the items of a streaming call by reference."""
 

@@ -13,7 +13,8 @@ import pytest
 import ray
 import test_serve_facts
 from fastapi import FastAPI
-from ray import serve  # pinned here
+from ray import serve
+from ray._private import ray_logging  # noqa: TID251  # pinned here
 from ray.exceptions import RayTaskError
 from ray.serve import Application, context
 from support import pickle_by_value, plain
@@ -252,6 +253,16 @@ def test_one_application_has_one_local_handle() -> None:
     first, second, other = _serve.with_local_handles([echo, echo, Echo.bind()], "app")
     assert first is second
     assert other is not first
+
+
+def test_what_workers_write_is_shown_once() -> None:
+    """``global_worker_stdstream_dispatcher`` gives what workers write to its handlers, by name."""
+    shown: list[Any] = []
+    for _ in range(2):
+        _serve.show_worker_logs(shown.append)
+    ray_logging.global_worker_stdstream_dispatcher.emit({"lines": ["a"]})
+    ray_logging.global_worker_stdstream_dispatcher.remove_handler("raycompose")
+    assert shown == [{"lines": ["a"]}]
 
 
 def test_an_app_builder_is_called_with_its_arguments() -> None:
