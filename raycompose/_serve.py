@@ -458,6 +458,25 @@ def app_name() -> str:
     return name
 
 
+def methods_of(ingress: type) -> list[str]:
+    """Return the public methods that a FastAPI ingress has beside Ray's."""
+    ours = set(dir(ASGIAppReplicaWrapper))
+    public = [name for name in dir(ingress) if name[0] != "_" and name not in ours]
+    return [name for name in public if callable(getattr(ingress, name))]
+
+
+def constructor(definition: type) -> Any:
+    """Return the constructor that the user has written, of a FastAPI ingress, too."""
+    if issubclass(definition, ASGIAppReplicaWrapper):  # Ray's wrapper takes anything and passes it
+        definition = next(c for c in definition.__mro__ if "frozen_app_or_func" not in _closure(c))
+    return definition.__init__  # type: ignore[misc]  # the class's own, to be looked at
+
+
+def _closure(definition: Any) -> Mapping[str, Any]:
+    written = vars(definition).get("__init__")
+    return inspect.getclosurevars(written).nonlocals if inspect.isfunction(written) else {}
+
+
 def asgi_of(instance: Any) -> Any:
     """Return a FastAPI ingress as an ASGI app, whose routes have this instance for their ``self``.
 
@@ -851,6 +870,7 @@ __all__ = [
     "call_builder",
     "chosen",
     "cluster_address",
+    "constructor",
     "deploy_config",
     "deployment_of",
     "detached",
@@ -866,6 +886,7 @@ __all__ = [
     "is_hosted",
     "is_own_deployment",
     "method_of_actor",
+    "methods_of",
     "object_ref",
     "object_ref_gen",
     "own_user_config",

@@ -425,6 +425,22 @@ def test_fastapi_routes_have_their_instance_outside_of_a_replica() -> None:
     assert asyncio.run(names()) == ["a", "b"]
 
 
+def test_the_constructor_that_a_user_has_written() -> None:
+    """Ray's wrapper of an ingress holds ``frozen_app_or_func``, and is not the user's class."""
+
+    class Mine:
+        def __init__(self, a: int) -> None:
+            self.a = a
+
+        def method(self) -> None:
+            """Do nothing."""
+
+    wrapped: Any = serve.ingress(FastAPI())(Mine)
+    assert _serve.constructor(wrapped) is Mine.__init__
+    assert _serve.constructor(Mine) is Mine.__init__
+    assert _serve.methods_of(wrapped) == ["method"]
+
+
 def test_a_request_without_a_proxy_has_what_its_headers_say() -> None:
     """_RequestContext, ``session_id_from_headers`` and ``generate_request_id``, as Ray's proxy."""
 

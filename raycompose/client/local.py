@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raycompose import _serve
 from raycompose.client.client import NO_STREAM, Client
+from raycompose.compose.checks import check_constructor
 from raycompose.compose.pipeline import Pipeline, pipeline
 from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
@@ -39,6 +40,7 @@ def local(app: Application) -> "LocalClient":
             pipeline of one stage.
     """
     if _is_fastapi(app):
+        check_constructor(app)
         fastapi = concurrency.wait(_open_fastapi(app))
         return LocalClient(fastapi.name, fastapi)
     whole: Pipeline[Any, Any] = app if isinstance(app, Pipeline) else pipeline(app)
@@ -120,7 +122,10 @@ class FastAPIApp:
                 'of its methods with call(..., method="...")'
             )
         if not callable(getattr(self._host.instance, method, None)):
-            raise AttributeError(f"{self.name} has no method {method!r}")
+            raise AttributeError(
+                f"{self.name!r} has no method {method!r}; it has "
+                f"{', '.join(_serve.methods_of(type(self._host.instance)))}"
+            )
         called = Running(self._host, method, runs_ahead=False)
         if is_generator(self._host.method(method)):
             return called.stream(args, kwargs, Context())

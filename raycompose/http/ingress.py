@@ -1,9 +1,11 @@
 """The deployment that fronts a pipeline: it runs the graph, for handles and for HTTP."""
 
 import asyncio
+import dataclasses
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -140,6 +142,12 @@ class Ingress:
         return _context(self._settings.pipeline, self._graph)
 
 
+embedded_timings_s: ContextVar[dict[str, float] | None] = ContextVar(
+    "raycompose_embedded_timings_s", default=None
+)
+"""Where the pipelines that a request calls sum up the seconds of their stages."""
+
+
 class Embedded(Generic[In, Out]):
     """A pipeline as a callable inside your own deployment, made by ``app.embed()``.
 
@@ -190,7 +198,7 @@ class Embedded(Generic[In, Out]):
             TypeError: The pipeline streams: iterate ``stream(...)`` instead.
         """
         graph = self._graph
-        result = await run(graph.root, pack(args, kwargs), _context("embedded", graph))
+        result = await run(graph.root, pack(args, kwargs), _embedded_context(graph))
         if isinstance(result, Stream):
             raise TypeError("this pipeline streams: use 'async for item in pipeline.stream(...)'")
         return result
@@ -198,7 +206,7 @@ class Embedded(Generic[In, Out]):
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Run the pipeline and give its items as they come."""
         graph = self._graph
-        ctx = _context("embedded", graph)
+        ctx = _embedded_context(graph)
         result = await run(graph.root, pack(args, kwargs), ctx)
         if not isinstance(result, Stream):
             raise TypeError(
@@ -243,6 +251,11 @@ async def _generator(stream: Stream[Any], ctx: Context) -> Any:
     except Exception as error:
         ctx.count_failure(error)
         raise
+
+
+def _embedded_context(graph: OpenGraph) -> Context:
+    ctx, shared = _context("embedded", graph), embedded_timings_s.get()
+    return ctx if shared is None else dataclasses.replace(ctx, timings_s=shared)
 
 
 def _context(pipeline: str, graph: OpenGraph) -> Context:
