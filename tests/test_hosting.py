@@ -101,6 +101,16 @@ def test_a_restart_of_the_controller_keeps_what_has_run(grown: rc.Client) -> Non
     assert grown.call(3) == "40!"
 
 
+def test_a_missing_method_lists_the_public_ones(grown: rc.Client) -> None:
+    """A handle that calls a method which the front does not have is told no private names."""
+    with pytest.raises(
+        Exception, match=r"'nope' that does not exist.*\['check_health', "
+    ) as caught:
+        grown.handle.nope.remote(1).result(timeout_s=30)
+    listed = str(caught.value).partition("Available methods: ")[2]
+    assert "'_" not in listed
+
+
 def replicas(app_name: str) -> set[str]:
     """The ids of an application's replicas."""
     client: Any = context._get_global_client()
