@@ -40,6 +40,7 @@ from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
 from raycompose.graph.limits import Hedge, Retry
+from raycompose.http import fastapi as fastapi  # rc.fastapi.install(api)
 from raycompose.show import install as _show
 
 __version__ = "0.1.0"

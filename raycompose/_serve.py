@@ -5,16 +5,30 @@ changes one is noticed.
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import contextvars
 import copyreg
 import dataclasses
+import functools
 import inspect
+import queue
+import threading
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import ray
 from ray import serve
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
@@ -27,19 +41,38 @@ from ray.serve import Application, Deployment, context
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import BuiltApplication, IDDict, build_app
 from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.http_util import ASGIAppReplicaWrapper, convert_object_to_asgi_messages
-from ray.serve._private.local_testing_mode import make_local_deployment_handle
+from ray.serve._private.constants import (
+    RAY_SERVE_RUN_SYNC_IN_THREADPOOL,
+    SERVE_HTTP_REQUEST_ID_HEADER,
+    SERVE_MULTIPLEXED_MODEL_ID,
+)
+from ray.serve._private.http_util import (
+    ASGIAppReplicaWrapper,
+    _walk_fastapi_routes,
+    convert_object_to_asgi_messages,
+    session_id_from_headers,
+)
+from ray.serve._private.local_testing_mode import LocalReplicaResult, LocalRouter
+from ray.serve._private.replica import UserCallableWrapper
+from ray.serve._private.utils import (
+    GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR,
+    MULTIPLEXED_FUNCTION_MARKER_ATTR,
+    generate_request_id,
+)
 from ray.serve.batching import _LazyBatchQueueWrapper
 from ray.serve.context import (
+    ReplicaContext,
     _get_global_client,
     _get_in_flight_requests,
     _get_internal_replica_context,
     _get_requests_pending_assignment,
     _get_serve_request_context,
+    _RequestContext,
     _serve_request_context,
-    _set_internal_replica_context,
 )
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.multiplex import _ModelMultiplexWrapper
+from ray.serve.schema import ReplicaRank, ServeDeploySchema
 
 T = TypeVar("T")
 
@@ -61,6 +94,26 @@ def request_context() -> RequestContext:
     """Return the current request's ids, empty strings outside a replica."""
     request = _get_serve_request_context()
     return RequestContext(request.request_id, request.app_name, request.multiplexed_model_id)
+
+
+def receive_request(headers: Mapping[str, str], path: str) -> None:
+    """Have this task answer an HTTP request, of which Ray's proxy would have told its replica.
+
+    Args:
+        headers: The request's.
+        path: The request's.
+    """
+    _serve_request_context.set(
+        _RequestContext(
+            route=path,
+            request_id=headers.get(SERVE_HTTP_REQUEST_ID_HEADER) or generate_request_id(),
+            _internal_request_id=uuid.uuid4().hex,
+            app_name=LOCAL,
+            multiplexed_model_id=headers.get(SERVE_MULTIPLEXED_MODEL_ID, ""),
+            session_id=session_id_from_headers(dict(headers)) or "",
+            is_http_request=True,
+        )
+    )
 
 
 class CallGroup:
@@ -112,7 +165,8 @@ def detached(coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
 
 def in_replica() -> bool:
     """Tell whether this process is a Serve replica."""
-    return _get_internal_replica_context() is not None
+    found = _get_internal_replica_context()
+    return found is not None and type(found) is not _LocalContext
 
 
 def deployment_of(app: Application) -> Deployment:
@@ -125,11 +179,22 @@ def autoscaling_config(deployment: Deployment) -> Any:
     return deployment._deployment_config.autoscaling_config
 
 
-def placement_group(deployment: Deployment) -> dict[str, Any]:
-    """Return the placement group options that the deployment sets, as ``options()`` takes them."""
-    config = deployment._replica_config
-    names = ("placement_group_bundles", "placement_group_strategy")
-    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+def without_arguments(deployment: Deployment) -> Deployment:
+    """Return the deployment with no constructor arguments bound, in which Ray would look."""
+    return deployment.options(_init_args=(), _init_kwargs={}, _internal=True)
+
+
+def chosen(deployment: Deployment, *options: str) -> dict[str, Any]:
+    """Return those of the options that the deployment sets, as ``options()`` takes them.
+
+    Args:
+        deployment: The deployment.
+        options: Names of options of ``Deployment.options``.
+    """
+    config, replica = deployment._deployment_config, deployment._replica_config
+    given = config.user_configured_option_names
+    values = {o: getattr(config if hasattr(config, o) else replica, o) for o in options}
+    return {o: value for o, value in values.items() if o in given and value is not None}
 
 
 def is_fastapi_ingress(deployment: Deployment) -> bool:
@@ -153,11 +218,13 @@ def is_batched(method: Callable[..., Any]) -> bool:
     return inspect.isroutine(method) and hasattr(method, "set_max_batch_size")
 
 
-def with_own_batch_queues(definition: Any, deployment: Deployment) -> Any:
-    """Return the class or function with ``@serve.batch`` queues of its own, on the running loop.
+def hosted_definition(definition: Any, deployment: Deployment) -> Any:
+    """Return the class or function with what Ray keeps on it apart: its batch queues, its models.
 
-    Ray keeps a method's queue on the class, which is right for one instance in a process. Two
-    fused stages of one class would otherwise have their calls answered by each other's instance.
+    Ray keeps a ``@serve.batch`` method's queue on the class, which is right for one instance in a
+    process. Two fused stages of one class would otherwise have their calls answered by each
+    other's instance. Outside of a replica ``@serve.multiplexed`` methods tell no controller of
+    their models, for there is none.
     """
     if not inspect.isclass(definition):
         return _rebatched(definition, deployment) if is_batched(definition) else definition
@@ -165,30 +232,31 @@ def with_own_batch_queues(definition: Any, deployment: Deployment) -> Any:
         name: _rebatched(method, deployment)
         for name, method in inspect.getmembers(definition, is_batched)
     }
+    if not in_replica():
+        for name, method in inspect.getmembers(definition, _is_multiplexed):
+            own[name] = _remodelled(method, deployment)
     names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
     return type(definition.__name__, (definition,), {**own, **names}) if own else definition
 
 
 def _rebatched(method: Any, deployment: Deployment) -> Any:
     old = _batch_queue(method)
-    new = serve.batch(
+    new: Any = serve.batch(
         max_batch_size=old.max_batch_size,
         batch_wait_timeout_s=old.batch_wait_timeout_s,
         max_concurrent_batches=old.max_concurrent_batches,
         batch_size_fn=old.batch_size_fn,
     )(old.handle_batch_func)
-    if not in_replica():  # a queue asks for its replica's context when it is made
-        _set_internal_replica_context(
-            replica_id=ReplicaID("local", DeploymentID(deployment.name, "local")),
-            servable_object=new,
-            _deployment_config=deployment._deployment_config,
-            rank=None,
-            world_size=1,
-        )
-        try:
+    if not in_replica():  # a queue asks for its replica's context when it is made, or changed
+        set_size = new.set_max_batch_size
+
+        def set_max_batch_size(new_max_batch_size: int) -> None:
+            with _replica_context(deployment):
+                set_size(new_max_batch_size)
+
+        new.set_max_batch_size = set_max_batch_size
+        with _replica_context(deployment):
             _batch_queue(new).queue  # noqa: B018  # makes it
-        finally:
-            context._INTERNAL_REPLICA_CONTEXT = None
     return new
 
 
@@ -196,6 +264,324 @@ def _batch_queue(method: Any) -> Any:
     cells = inspect.getclosurevars(method).nonlocals["enqueue_request"].__closure__
     contents = (cell.cell_contents for cell in cells)
     return next(c for c in contents if isinstance(c, _LazyBatchQueueWrapper))
+
+
+def end_batches(definition: Any) -> None:
+    """End the tasks that collect batches, of a definition with queues of its own."""
+    found = inspect.getmembers(definition, is_batched) if inspect.isclass(definition) else []
+    methods = [method for _, method in found] or [definition] * is_batched(definition)
+    for method in methods:
+        queue = _batch_queue(method)._queue
+        if queue is not None:
+            queue._handle_batch_task.cancel()
+
+
+def _is_multiplexed(method: Any) -> bool:
+    return inspect.isfunction(method) and hasattr(method, MULTIPLEXED_FUNCTION_MARKER_ATTR)
+
+
+def _remodelled(method: Any, deployment: Deployment) -> Any:
+    closure = inspect.getclosurevars(method).nonlocals
+    load, most = closure["func"], closure["max_num_models_per_replica"]
+
+    @functools.wraps(method)
+    async def model(self: Any, model_id: str) -> Any:
+        if not hasattr(self, _MODELS):
+            with _replica_context(deployment):
+                setattr(self, _MODELS, _Models(load, self, most))
+        return await getattr(self, _MODELS).load_model(model_id)
+
+    return model
+
+
+_MODELS = "__serve_multiplex_wrapper"
+
+
+class _Models(_ModelMultiplexWrapper):  # type: ignore[misc]  # Ray's types are not followed
+    """A cache of models of which no controller is told."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.metrics_pusher.stop_event.set()
+
+    def _push_model_ids_info(self) -> None:
+        pass
+
+
+class Replica:
+    """User code as a replica has it: constructed, configured and torn down by Ray's own code.
+
+    Stands on ``UserCallableWrapper``, through which a replica does everything with user code. It
+    lives on the running loop, here as it does in a replica.
+
+    Args:
+        definition: The deployment's class or function; what ``hosted_definition`` gives.
+        arguments: The constructor's, with handles in the place of applications.
+        deployment: The deployment.
+    """
+
+    def __init__(
+        self,
+        definition: Any,
+        arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
+        deployment: Deployment,
+    ) -> None:
+        self._deployment = deployment
+        self._definition = definition
+        self._code = UserCallableWrapper(
+            definition,
+            arguments[0],
+            dict(arguments[1]),
+            deployment_id=DeploymentID(deployment.name, app_name()),
+            run_sync_methods_in_threadpool=RAY_SERVE_RUN_SYNC_IN_THREADPOOL,
+            run_user_code_in_separate_thread=False,
+            local_testing_mode=False,
+            deployment_config=deployment._deployment_config,
+            actor_id="",
+        )
+
+    @property
+    def instance(self) -> Any:
+        """The class's instance, or the function."""
+        return self._code.user_callable
+
+    async def construct(self) -> None:
+        """Construct the class; start the lifespan of a FastAPI ingress."""
+        _hosted.set(True)
+        await self._run(self._code.initialize_callable())
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Call ``reconfigure(user_config)``, with the rank if it takes one, when Ray would."""
+        await self._run(self._code.call_reconfigure(user_config, rank()))
+
+    async def check_health(self) -> None:
+        """Call ``check_health``, if there is one; it raises when unhealthy."""
+        check = self._code.call_user_health_check()
+        if check is not None:
+            await self._run(check)
+
+    async def destroy(self) -> None:
+        """Call ``__del__``, which may be a coroutine, and unload multiplexed models."""
+        instance = self.instance
+        await self._run(self._code.call_destructor())
+        end_batches(self._definition)
+        if inspect.isclass(self._definition) and hasattr(instance, "__del__"):
+            _never_destroy_again(instance)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """A replica's context is there for the code that runs now, not for what it waits for."""
+        return coroutine if in_replica() else _Steps(coroutine, self._deployment, self.instance)
+
+
+class _Steps:
+    def __init__(self, coroutine: Any, deployment: Deployment, instance: Any) -> None:
+        self._coroutine = coroutine
+        self._where = (deployment, instance)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step = functools.partial(self._coroutine.send, None)
+        while True:
+            with _replica_context(*self._where):
+                try:
+                    waits_for = step()
+                except StopIteration as done:
+                    return done.value
+            try:
+                yield waits_for
+                step = functools.partial(self._coroutine.send, None)
+            except BaseException as error:
+                step = functools.partial(self._coroutine.throw, error)
+
+
+def _never_destroy_again(instance: Any) -> None:
+    """Keep Python from calling ``__del__`` a second time, when it collects the instance."""
+    kind = type(instance)
+    spent = {"__del__": lambda self: None, "__slots__": ()}
+    with contextlib.suppress(TypeError):  # a class that does not let itself be derived from
+        instance.__class__ = type(kind.__name__, (kind,), spent)
+
+
+@dataclasses.dataclass
+class _LocalContext(ReplicaContext):  # type: ignore[misc]  # Ray's types are not followed
+    """The context of a replica that is none, for what asks for one."""
+
+
+_context_lock = threading.RLock()
+
+
+@contextmanager
+def _replica_context(deployment: Deployment, instance: Any = None) -> Iterator[None]:
+    """Have ``serve.get_replica_context()`` succeed inside, which must not wait for anything."""
+    with _context_lock:
+        before = context._INTERNAL_REPLICA_CONTEXT
+        context._INTERNAL_REPLICA_CONTEXT = before or _LocalContext(
+            replica_id=ReplicaID("local", DeploymentID(deployment.name, LOCAL)),
+            servable_object=instance,
+            _deployment_config=deployment._deployment_config,
+            rank=rank(),
+            world_size=1,
+        )
+        try:
+            yield
+        finally:
+            context._INTERNAL_REPLICA_CONTEXT = before
+
+
+_hosted: contextvars.ContextVar[bool] = contextvars.ContextVar("raycompose_hosted", default=False)
+
+
+def is_hosted() -> bool:
+    """Tell whether the code that is constructed now is hosted, rather than a replica's own."""
+    return _hosted.get()
+
+
+def own_user_config() -> Any:
+    """Return this replica's ``user_config``; ``None`` outside of one, and for what it hosts."""
+    if not in_replica() or is_hosted():
+        return None
+    return _get_internal_replica_context()._deployment_config.user_config
+
+
+def rank() -> ReplicaRank:
+    """Return this replica's rank; outside of one that of the only replica."""
+    return _get_internal_replica_context().rank if in_replica() else _FIRST
+
+
+_FIRST = ReplicaRank(rank=0, node_rank=0, local_rank=0)
+LOCAL = "local"
+"""The application's name outside of a replica."""
+
+
+def app_name() -> str:
+    """Return the name of the application that this replica is part of."""
+    name: str = _get_internal_replica_context().app_name if in_replica() else LOCAL
+    return name
+
+
+def methods_of(ingress: type) -> list[str]:
+    """Return the public methods that a FastAPI ingress has beside Ray's."""
+    ours = set(dir(ASGIAppReplicaWrapper))
+    public = [name for name in dir(ingress) if name[0] != "_" and name not in ours]
+    return [name for name in public if callable(getattr(ingress, name))]
+
+
+def constructor(definition: type) -> Any:
+    """Return the constructor that the user has written, of a FastAPI ingress, too."""
+    if issubclass(definition, ASGIAppReplicaWrapper):  # Ray's wrapper takes anything and passes it
+        definition = next(c for c in definition.__mro__ if "frozen_app_or_func" not in _closure(c))
+    return definition.__init__  # type: ignore[misc]  # the class's own, to be looked at
+
+
+def _closure(definition: Any) -> Mapping[str, Any]:
+    written = vars(definition).get("__init__")
+    return inspect.getclosurevars(written).nonlocals if inspect.isfunction(written) else {}
+
+
+def asgi_of(instance: Any) -> Any:
+    """Return a FastAPI ingress as an ASGI app, whose routes have this instance for their ``self``.
+
+    Ray's own routes ask the replica's context for it.
+    """
+    with contextlib.suppress(AttributeError):  # an ASGI app of another kind has no such routes
+        for route, *_ in _walk_fastapi_routes(instance.app):
+            parameters = inspect.signature(route.endpoint).parameters.values()
+            found = next((getattr(p.default, "dependency", None) for p in parameters), None)
+            if getattr(found, "__name__", "") == "get_current_servable_instance":
+                instance.app.dependency_overrides[found] = _current_instance
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        _answering.set(instance)
+        await instance(scope, receive, send)
+
+    return asgi
+
+
+_answering: contextvars.ContextVar[Any] = contextvars.ContextVar("raycompose_answering")
+
+
+async def _current_instance() -> Any:
+    # The app is sent with its overrides when its class is deployed, too.
+    return _answering.get(None) or serve.get_replica_context().servable_object
+
+
+class Callee(Protocol):
+    """What answers the calls of a handle in this process."""
+
+    async def call(self, method: str, args: Any, kwargs: Any) -> Any:
+        """Give the result of a method."""
+
+    def stream(self, method: str, args: Any, kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Give the items of a method that is a generator."""
+
+
+class HandleHere(DeploymentHandle[Any]):  # type: ignore[misc]  # Ray's types are not followed
+    """A handle whose calls are answered in this process."""
+
+
+def handle_to(callee: Callee, name: str, loop: asyncio.AbstractEventLoop) -> DeploymentHandle[Any]:
+    """Return a ``DeploymentHandle`` whose calls are answered in this process.
+
+    Stands on Ray Serve's local testing mode.
+
+    Args:
+        callee: What answers them.
+        name: The deployment's name.
+        loop: The event loop that the callee lives on.
+    """
+    return HandleHere(name, app_name(), _create_router=lambda **_: _Router(callee, loop))
+
+
+class _Router(LocalRouter):  # type: ignore[misc]  # Ray's types are not followed
+    def __init__(self, callee: Callee, loop: asyncio.AbstractEventLoop) -> None:
+        self._callee = callee
+        self._loop = loop
+
+    def assign_request(self, request_meta: Any, *args: Any, **kwargs: Any) -> Any:
+        items: queue.Queue[Any] | None = queue.Queue() if request_meta.is_streaming else None
+        answer = self._answer(request_meta, args, kwargs, items)
+        result = _Result(
+            asyncio.run_coroutine_threadsafe(answer, self._loop),
+            request_id=request_meta.request_id,
+            is_streaming=request_meta.is_streaming,
+            generator_result_queue=items,
+        )
+        assigned: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        assigned.set_result(result)
+        return assigned
+
+    async def _answer(self, meta: Any, args: Any, kwargs: Any, items: Any) -> Any:
+        _serve_request_context.set(
+            _RequestContext(
+                route=meta.route,
+                request_id=meta.request_id,
+                _internal_request_id=meta.internal_request_id,
+                app_name=app_name(),
+                multiplexed_model_id=meta.multiplexed_model_id,
+                session_id=meta.session_id,
+            )
+        )
+        args = [await _resolved(arg) for arg in args]
+        kwargs = {name: await _resolved(arg) for name, arg in kwargs.items()}
+        if items is None:
+            return await self._callee.call(meta.call_method, args, kwargs)
+        async for item in self._callee.stream(meta.call_method, args, kwargs):
+            items.put_nowait(item)
+        return None
+
+
+async def _resolved(argument: Any) -> Any:
+    if isinstance(argument, DeploymentResponseGenerator):
+        raise GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
+    return await argument if isinstance(argument, DeploymentResponse) else argument
+
+
+class _Result(LocalReplicaResult):  # type: ignore[misc]  # Ray's types are not followed
+    """A result that another deployment's handle takes for an argument, too."""
+
+    async def to_object_ref_async(self) -> Any:
+        if not in_replica():
+            raise self.OBJ_REF_NOT_SUPPORTED_ERROR
+        return ray.put(await self.get_async())
 
 
 def setting(deployment: Deployment, name: str) -> Any:
@@ -288,23 +674,28 @@ def build(app: Application, name: str) -> BuiltApplication:
     return build_app(app, name=name)
 
 
-def with_local_handles(value: Any, app_name: str) -> Any:
-    """Return ``value`` with every application in it replaced by a handle in this process.
-
-    Stands on Ray Serve's local testing mode. ``value`` itself is returned when it holds none.
-    """
-    scanner: Any = _PyObjScanner(source_type=Application)
+def found(value: Any, kind: type) -> list[Any]:
+    """Return everything of a kind in ``value``, wherever pickling finds it."""
+    scanner: Any = _PyObjScanner(source_type=kind)
     try:
+        return list(scanner.find_nodes(value))
+    finally:
+        scanner.clear()
+
+
+def replaced(value: Any, kind: type | tuple[type, ...], replacement: Callable[[Any], Any]) -> Any:
+    """Return ``value`` with everything of a kind in it replaced, wherever pickling finds it.
+
+    ``value`` itself is returned when nothing is to be replaced.
+    """
+    scanner: Any = _PyObjScanner(source_type=kind)
+    try:
+        table: Any = IDDict()
         found = scanner.find_nodes(value)
-        if not found:
-            return value
-        handles: Any = IDDict()
-        for app in found:
-            built = build_app(
-                app, name=app_name, make_deployment_handle=make_local_deployment_handle
-            )
-            handles[app] = built.deployment_handles[built.ingress_deployment_name]
-        return scanner.replace_nodes(handles)
+        for item in found:
+            table[item] = replacement(item)
+        changed = any(table[item] is not item for item in found)
+        return scanner.replace_nodes(table) if changed else value
     finally:
         scanner.clear()
 
@@ -459,34 +850,50 @@ def is_own_deployment(handle: Any) -> bool:
 __all__ = [
     "ApplicationState",
     "CallGroup",
+    "Callee",
     "DeploymentState",
+    "HandleHere",
     "LazyApplication",
     "MethodOfActor",
+    "Replica",
     "RequestContext",
     "Running",
     "actor_class_name",
+    "app_name",
     "applications",
+    "asgi_of",
     "ask_cluster",
     "autoscaling_config",
     "build",
     "by_grpc",
     "by_reference",
     "call_builder",
+    "chosen",
     "cluster_address",
+    "constructor",
     "deploy_config",
     "deployment_of",
     "detached",
     "did_not_stream",
     "encode_body",
+    "end_batches",
+    "found",
+    "handle_to",
+    "hosted_definition",
     "in_replica",
     "is_batched",
     "is_fastapi_ingress",
+    "is_hosted",
     "is_own_deployment",
     "method_of_actor",
+    "methods_of",
     "object_ref",
     "object_ref_gen",
-    "placement_group",
+    "own_user_config",
+    "rank",
     "ready",
+    "receive_request",
+    "replaced",
     "request_context",
     "routes_of",
     "running",
@@ -495,6 +902,5 @@ __all__ = [
     "task_function",
     "text_of_unsendable",
     "unwrap",
-    "with_local_handles",
-    "with_own_batch_queues",
+    "without_arguments",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+from fastapi import FastAPI
 from ray import cloudpickle, serve
 from support.composing import (
     Adder,
@@ -400,3 +401,56 @@ def test_no_task_is_left_behind_by_composing() -> None:
         return len(asyncio.all_tasks())
 
     assert asyncio.run(compose()) == 1
+
+
+class Needs:
+    def __init__(self, path: str, *, size: int = 1) -> None:
+        raise AssertionError("composing constructs nothing")
+
+    def __call__(self, x: int) -> int:
+        return x
+
+
+class NeedsNothing:
+    def __call__(self, x: int) -> int:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "problem"),
+    [
+        ((), {}, r"missing a required argument: 'path'; it takes \(self, path: str, \*, size"),
+        (("a", "b"), {}, "too many positional arguments"),
+        (("a",), {"width": 2}, "unexpected keyword argument 'width'"),
+    ],
+)
+def test_arguments_that_a_constructor_does_not_take(args: Any, kwargs: Any, problem: str) -> None:
+    """Missing and unknown arguments of bind() are refused where it is composed, at any depth."""
+    app = serve.deployment(Needs).bind(*args, **kwargs)
+    with pytest.raises(rc.CompositionError, match=f"'Needs' cannot be constructed.*{problem}"):
+        rc.pipeline(app)
+    with pytest.raises(rc.CompositionError, match=problem):
+        rc.parallel(a=serve.deployment(Needs, name="Outer").bind(app))
+    ingress: Any = serve.deployment(serve.ingress(FastAPI())(NeedsApi))
+    with pytest.raises(rc.CompositionError, match="'NeedsApi' cannot be constructed"):
+        rc.stage(ingress.bind(), method="ask")
+    with pytest.raises(rc.CompositionError, match="'NeedsApi' cannot be constructed"):
+        rc.local(ingress.bind())
+
+
+class NeedsApi:
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    async def ask(self, x: int) -> int:
+        return x
+
+
+def test_arguments_that_a_constructor_takes() -> None:
+    """What fits is composed: keywords, defaults, and a class without a constructor."""
+    rc.pipeline(serve.deployment(Needs).bind("a", size=2), serve.deployment(NeedsNothing).bind())
+    rc.pipeline(serve.deployment(Needs).bind(path="a"))
+    with pytest.raises(rc.CompositionError, match=r"'NeedsNothing' cannot.*it takes none"):
+        rc.pipeline(serve.deployment(NeedsNothing).bind(1))
+    with pytest.raises(rc.CompositionError, match="missing a required argument: 'path'"):
+        rc.pipeline(serve.deployment(Needs))

@@ -1,6 +1,7 @@
 """Fusing: stages merged into the pipeline's replica, or all into a deployment of one's own."""
 
 import asyncio
+import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -177,7 +178,7 @@ def test_what_cannot_be_merged_may_be_given(option: str, order: str) -> None:
     elif option == "autoscaling_config":
         assert _serve.autoscaling_config(deployment).max_replicas == 5
     else:
-        assert _serve.placement_group(deployment)[option] == given[option]
+        assert _serve.chosen(deployment, option)[option] == given[option]
 
 
 def test_autoscaling_gives_way_to_replicas() -> None:
@@ -195,6 +196,89 @@ def test_what_agrees_is_kept() -> None:
     deployment = front(app.fuse())
     assert deployment.ray_actor_options["runtime_env"] == environment
     assert _serve.autoscaling_config(deployment).max_replicas == 7
+
+
+ACTORS: dict[str, Any] = {x: [{"name": x, "actor_class": "x:Y"}] for x in "ab"}
+
+# What fuse() does with each option of two stages: what they set, and what the front then has.
+MERGED: dict[str, tuple[Any, Any, Any]] = {
+    "max_replicas_per_node": (3, 2, 2),
+    "num_replicas": (3, 2, 3),
+    "graceful_shutdown_wait_loop_s": (3, 1, 3),
+    "graceful_shutdown_timeout_s": (3, 30, 30),
+    "health_check_period_s": (3, 12, 12),
+    "health_check_timeout_s": (3, 40, 40),
+    "max_constructor_retry_count": (3, 30, 30),
+    "deployment_actors": (ACTORS["a"], ACTORS["b"], ACTORS["a"] + ACTORS["b"]),
+    "user_config": (1, 2, {"A": 1, "B": 2}),
+}
+# What both may set alike, and two values that cannot be merged.
+AGREED: dict[str, tuple[Any, Any]] = {
+    "logging_config": ({"log_level": "DEBUG"}, {"log_level": "ERROR"}),
+    "request_router_config": ({"initial_backoff_s": 0.1}, {"initial_backoff_s": 0.2}),
+    "max_surge_percent": (10, 20),
+    "gang_scheduling_config": ({"gang_size": 1}, {"gang_size": 2}),
+}
+# What one alone may set.
+ALONE: dict[str, tuple[Any, Any]] = {
+    "autoscaling_config": ({"max_replicas": 2}, {"max_replicas": 3}),
+    "placement_group_bundles": ([{"CPU": 1}], [{"CPU": 2}]),
+    "placement_group_strategy": ("PACK", "SPREAD"),
+    "placement_group_bundle_label_selector": ([{"a": "b"}], [{"a": "c"}]),
+}
+OF_THE_STAGE = {"max_ongoing_requests", "max_queued_requests", "backpressure_config"}
+"""What the front does not get, because the stage keeps it."""
+NO_OPTION = {"self", "func_or_class", "name", "version", "_init_args", "_init_kwargs", "_internal"}
+
+
+def test_every_option_of_ray_serve_is_known() -> None:
+    """An option that a new Ray Serve brings is merged or refused, never dropped unseen."""
+    options = set(inspect.signature(serve.Deployment.options).parameters) - NO_OPTION
+    apart = {"ray_actor_options"} | OF_THE_STAGE
+    assert options == {*MERGED, *AGREED, *ALONE} | apart
+
+
+def config(app: rc.Pipeline[Any, Any], option: str) -> Any:
+    value = _serve.chosen(front(app), option)[option]
+    return [dict(actor) for actor in value] if option == "deployment_actors" else value
+
+
+@pytest.mark.parametrize("option", MERGED)
+def test_an_option_is_merged(option: str) -> None:
+    """The front gets what the fused stages ask for together, and what one of them asks for."""
+    a, b, merged = MERGED[option]
+    found = config(rc.pipeline(plus("A", **{option: a}), plus("B", **{option: b})).fuse(), option)
+    if option == "deployment_actors":
+        found = [{k: actor[k] for k in ("name", "actor_class")} for actor in found]
+    assert found == merged
+
+
+@pytest.mark.parametrize("option", [*AGREED, *ALONE])
+def test_an_option_is_kept_or_refused(option: str) -> None:
+    """What one stage sets the front gets; what two set differently is refused, unless given."""
+    a, b = {**AGREED, **ALONE}[option]
+    with_bundles = "placement" in option and option != "placement_group_bundles"
+    more: dict[str, Any] = {"placement_group_bundles": [{"CPU": 1}]} if with_bundles else {}
+    replicas = {"num_replicas": 2} if option == "gang_scheduling_config" else {}
+    one, other = plus("A", **{option: a}, **more), plus("B", **{option: b}, **more, **replicas)
+    alone = config(rc.pipeline(one, plus("C")).fuse(), option)
+    assert alone == _serve.chosen(_serve.deployment_of(one), option)[option]
+    name = "placement_group_bundles" if with_bundles else option
+    with pytest.raises(rc.CompositionError, match=f"{name}.*'A', 'B'"):
+        front(rc.pipeline(one, other).fuse())
+    if option in AGREED:
+        same = plus("B", **{option: a})
+        assert config(rc.pipeline(one, same).fuse(), option) == alone
+
+
+def test_options_that_do_not_go_together() -> None:
+    """What Ray refuses of the merged options is an error that says whose they are."""
+    placed = plus("A", placement_group_bundles=[{"CPU": 1}])
+    with pytest.raises(rc.CompositionError, match=r"fuse\(\): .*max_replicas_per_node"):
+        front(rc.pipeline(placed, plus("B", max_replicas_per_node=1)).fuse())
+    twice = [plus(name, deployment_actors=ACTORS["a"]) for name in "AB"]
+    with pytest.raises(rc.CompositionError, match=r"deployment_actors.*'A', 'B'"):
+        front(rc.pipeline(*twice).fuse())
 
 
 def test_user_configs_are_kept_apart() -> None:

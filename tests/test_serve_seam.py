@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import gc
 import inspect
 import pickle
 import re
@@ -17,6 +18,7 @@ from ray import serve
 from ray._private import ray_logging  # noqa: TID251  # pinned here
 from ray.exceptions import RayTaskError
 from ray.serve import Application, context
+from starlette.testclient import TestClient
 from support import pickle_by_value, plain
 from support.plain import Batched, Box, Echo, Shape
 from support.waiting import until
@@ -50,13 +52,17 @@ def test_a_call_that_is_not_assigned_yet_is_cancelled_with_its_group() -> None:
 
 
 def private_names_used() -> set[str]:
-    """Return what _serve.py imports from Ray, and the private attributes that it reads."""
+    """Return what _serve.py imports from Ray, and the private attributes that it reads.
+
+    Those of ``self`` are the seam's own.
+    """
     tree = ast.parse(Path(_serve.__file__).read_text())
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
             names |= {alias.name for alias in node.names}
-        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
+        own = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr) and not own:
             names.add(node.attr)
     return names
 
@@ -107,20 +113,32 @@ def test_autoscaling_config_of_a_deployment() -> None:
     assert _serve.autoscaling_config(scaled).max_replicas == 4
 
 
-def test_placement_group_of_a_deployment() -> None:
-    """``_replica_config`` has the placement group options, as ``options()`` takes them."""
-    assert _serve.placement_group(Echo) == {}
+def test_a_deployment_without_its_arguments() -> None:
+    """``options(_init_args=, _init_kwargs=, _internal=)`` leaves the rest as it is."""
+    bound: Any = _serve.deployment_of(Echo.bind(1, b=2))
+    bare = _serve.without_arguments(bound)
+    assert (bound.init_args, bound.init_kwargs) == ((1,), {"b": 2})
+    assert (bare.init_args, bare.init_kwargs) == ((), {})
+    assert (bare.name, bare.func_or_class) == (bound.name, bound.func_or_class)
+
+
+def test_options_that_a_deployment_sets() -> None:
+    """``user_configured_option_names``; ``_deployment_config`` or ``_replica_config`` has it."""
+    names = ("placement_group_bundles", "placement_group_strategy", "logging_config")
+    assert _serve.chosen(Echo, *names) == {}
     options = {"placement_group_bundles": [{"CPU": 1}], "placement_group_strategy": "PACK"}
     placed = Echo.options(**options)
-    assert _serve.placement_group(placed) == options
-    assert _serve.placement_group(Echo.options(**_serve.placement_group(placed))) == options
+    assert _serve.chosen(placed, *names) == options
+    assert _serve.chosen(Echo.options(**_serve.chosen(placed, *names)), *names) == options
+    logged = serve.deployment(Batched, logging_config={"log_level": "DEBUG"})
+    assert _serve.chosen(logged, *names)["logging_config"]["log_level"] == "DEBUG"
 
 
 def test_settings_that_have_no_property() -> None:
     """``_deployment_config`` has each setting that fusing merges, as ``options()`` sets it."""
     from raycompose.compose import front
 
-    for number, name in enumerate(front._LONGEST, start=31):
+    for number, name in enumerate(front._LARGEST, start=31):
         assert _serve.setting(Echo.options(**{name: number}), name) == number
 
 
@@ -175,7 +193,7 @@ def test_a_queue_outside_of_a_replica_has_a_context_only_while_it_is_made() -> N
 
 async def _own_queues(definition: Any) -> Any:
     deployment: Any = serve.deployment(Batched)
-    return _serve.with_own_batch_queues(definition, deployment)
+    return _serve.hosted_definition(definition, deployment)
 
 
 def _queue_of(method: Any) -> Any:
@@ -232,27 +250,211 @@ def test_build_accepts_a_subclass_of_application() -> None:
     assert [d.name for d in inside.deployments] == ["Shape", "Shape_1"]
 
 
-def test_handles_in_this_process_take_the_place_of_applications() -> None:
-    """_PyObjScanner replaces applications, and make_local_deployment_handle runs them here."""
-    value: dict[str, Any] = {"plain": [1], "box": Box(Echo.bind())}
-    replaced = _serve.with_local_handles(value, "app")
-    assert replaced["plain"] == [1]
-    assert replaced["box"].app.remote(5).result() == 5
-    assert isinstance(value["box"].app, Application)
+class Answers:
+    """What answers the calls of a handle in this process."""
+
+    async def call(self, method: str, args: Any, kwargs: Any) -> Any:
+        return method, tuple(args), dict(kwargs), serve.get_multiplexed_model_id()
+
+    async def stream(self, method: str, args: Any, kwargs: Any) -> Any:
+        for item in args:
+            yield item
 
 
-def test_a_value_without_applications_is_returned_itself() -> None:
+def test_applications_anywhere_in_a_value_are_replaced() -> None:
+    """_PyObjScanner finds and replaces them; IDDict maps by identity, so each is replaced once."""
+    echo, other = Echo.bind(), Echo.bind()
+    value: dict[str, Any] = {"plain": [1], "box": Box(echo), "more": [echo, other]}
+    assert _serve.found(value, Application) == [echo, other]
+    made = _serve.replaced(value, Application, lambda app: [app is echo])
+    assert made["box"].app is made["more"][0]
+    assert (made["plain"], made["more"]) == ([1], [[True], [False]])
+    assert value["box"].app is echo
+
+
+def test_a_value_with_nothing_to_replace_is_returned_itself() -> None:
     """Nothing is copied where there is nothing to replace."""
     value = {"a": Box(object())}
-    assert _serve.with_local_handles(value, "app") is value
+    assert _serve.replaced(value, Application, list) is value
+    kept = [Echo.bind()]
+    assert _serve.replaced(kept, Application, lambda app: app) is kept
 
 
-def test_one_application_has_one_local_handle() -> None:
-    """IDDict maps by identity: the same application gives the same local deployment."""
-    echo = Echo.bind()
-    first, second, other = _serve.with_local_handles([echo, echo, Echo.bind()], "app")
-    assert first is second
-    assert other is not first
+def test_a_handle_is_answered_in_this_process() -> None:
+    """DeploymentHandle takes a LocalRouter, which gives a LocalReplicaResult; _RequestContext."""
+
+    async def call() -> None:
+        handle: Any = _serve.handle_to(Answers(), "Answers", asyncio.get_running_loop())
+        chosen = handle.options(method_name="m", multiplexed_model_id="model")
+        first = chosen.remote(1, b=2)
+        assert await first == ("m", (1,), {"b": 2}, "model")
+        nested = await handle.remote(handle.remote(3))
+        assert nested[1] == (("__call__", (3,), {}, ""),)
+        items = handle.options(stream=True).remote(4, 5)
+        assert [item async for item in items] == [4, 5]
+        with pytest.raises(RuntimeError):  # GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
+            await handle.remote(handle.options(stream=True).remote(4, 5))
+
+    asyncio.run(call())
+
+
+class Life:
+    """Remembers what a replica does with user code."""
+
+    seen: list[Any]
+
+    async def __init__(self, first: int, second: int) -> None:  # type: ignore[misc]  # Ray awaits
+        self.seen = [(first, second), serve.get_replica_context().deployment]
+        await asyncio.sleep(0)
+        self.seen.append(serve.get_replica_context().app_name)
+
+    async def reconfigure(self, config: Any, rank: Any) -> None:
+        self.seen.append((config, rank.rank))
+
+    async def check_health(self) -> None:
+        self.seen.append("healthy")
+
+    async def __del__(self) -> None:
+        self.seen.append("gone")
+
+
+def test_user_code_lives_as_in_a_replica() -> None:
+    """UserCallableWrapper constructs, configures with the rank, checks and destroys.
+
+    Outside of a replica there is a ReplicaContext for code that runs, and not while it waits.
+    """
+    deployment: Any = serve.deployment(Life)
+
+    async def live() -> Any:
+        replica = _serve.Replica(Life, ((1,), {"second": 2}), deployment)
+        constructing = asyncio.ensure_future(replica.construct())
+        await asyncio.sleep(0)
+        assert context._INTERNAL_REPLICA_CONTEXT is None
+        await constructing
+        await replica.reconfigure(None)
+        await replica.check_health()
+        instance = replica.instance
+        await replica.destroy()
+        await replica.destroy()
+        return instance.seen
+
+    seen = asyncio.run(live())
+    gc.collect()  # Python does not call __del__ a second time
+    assert seen == [(1, 2), "Life", "local", (None, 0), "healthy", "gone"]
+
+
+class Multiplexed:
+    def __init__(self) -> None:
+        self.unloaded: list[str] = []
+
+    @serve.multiplexed(max_num_models_per_replica=2)  # type: ignore[untyped-decorator]  # Ray's
+    async def model(self, name: str) -> Any:
+        return Model(name, self.unloaded)
+
+
+class Model:
+    def __init__(self, name: str, unloaded: list[str]) -> None:
+        self.name = name
+        self.unloaded = unloaded
+
+    def __del__(self) -> None:
+        self.unloaded.append(self.name)
+
+
+def test_models_are_kept_outside_of_a_replica() -> None:
+    """_ModelMultiplexWrapper keeps models where no controller is told of them.
+
+    ``@serve.multiplexed`` is recognised by MULTIPLEXED_FUNCTION_MARKER_ATTR; its closure holds
+    ``func`` and ``max_num_models_per_replica``; the wrapper is ``__serve_multiplex_wrapper``.
+    """
+    deployment: Any = serve.deployment(Multiplexed)
+
+    async def load() -> Any:
+        definition = _serve.hosted_definition(Multiplexed, deployment)
+        replica = _serve.Replica(definition, ((), {}), deployment)
+        await replica.construct()
+        names = [(await replica.instance.model(name)).name for name in ("a", "b", "a", "c")]
+        unloaded = replica.instance.unloaded
+        assert unloaded[:1] == ["b"]
+        await replica.destroy()
+        return names, set(unloaded)
+
+    assert asyncio.run(load()) == (["a", "b", "a", "c"], {"a", "b", "c"})
+    assert not ray.is_initialized() or context._INTERNAL_REPLICA_CONTEXT is None
+
+
+def test_batches_outside_of_a_replica_can_be_resized_and_ended() -> None:
+    """``set_max_batch_size`` asks for a replica's context; ``_handle_batch_task`` collects."""
+
+    async def resize() -> None:
+        own = await _own_queues(Batched)
+        own.many.set_max_batch_size(7)
+        queue = _queue_of(own.many)._queue
+        assert queue.max_batch_size == 7
+        _serve.end_batches(own)
+        await asyncio.wait({queue._handle_batch_task}, timeout=5)
+        assert queue._handle_batch_task.cancelled()
+
+    asyncio.run(resize())
+
+
+def test_fastapi_routes_have_their_instance_outside_of_a_replica() -> None:
+    """Ray's routes depend on ``get_current_servable_instance``; _walk_fastapi_routes finds them."""
+    api = FastAPI()
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @api.get("/name")
+        def of_self(self) -> str:
+            return self.name
+
+    definition: Any = serve.ingress(api)(Named)
+    deployment: Any = serve.deployment(definition)
+
+    async def names() -> list[str]:
+        replicas = [_serve.Replica(definition, ((name,), {}), deployment) for name in ("a", "b")]
+        for replica in replicas:
+            await replica.construct()
+        clients = [TestClient(_serve.asgi_of(replica.instance)) for replica in replicas]
+        answers = [await asyncio.to_thread(client.get, "/name") for client in clients]
+        for replica in replicas:
+            await replica.destroy()
+        return [answer.json() for answer in answers]
+
+    assert asyncio.run(names()) == ["a", "b"]
+
+
+def test_the_constructor_that_a_user_has_written() -> None:
+    """Ray's wrapper of an ingress holds ``frozen_app_or_func``, and is not the user's class."""
+
+    class Mine:
+        def __init__(self, a: int) -> None:
+            self.a = a
+
+        def method(self) -> None:
+            """Do nothing."""
+
+    wrapped: Any = serve.ingress(FastAPI())(Mine)
+    assert _serve.constructor(wrapped) is Mine.__init__
+    assert _serve.constructor(Mine) is Mine.__init__
+    assert _serve.methods_of(wrapped) == ["method"]
+
+
+def test_a_request_without_a_proxy_has_what_its_headers_say() -> None:
+    """_RequestContext, ``session_id_from_headers`` and ``generate_request_id``, as Ray's proxy."""
+
+    async def received(headers: dict[str, str]) -> Any:
+        _serve.receive_request(headers, "/path")
+        return context._get_serve_request_context(), serve.get_multiplexed_model_id()
+
+    headers = {"x-request-id": "r", "x-session-id": "s", "serve_multiplexed_model_id": "m"}
+    found, model_id = asyncio.run(received(headers))
+    assert (found.route, found.request_id, found.session_id) == ("/path", "r", "s")
+    assert model_id == "m"
+    first, second = (asyncio.run(received({}))[0].request_id for _ in range(2))
+    assert first not in ("", second)
 
 
 def test_what_workers_write_is_shown_once() -> None:
@@ -327,9 +529,9 @@ def test_local_testing_mode_has_no_object_ref() -> None:
     """In local testing mode ``_to_object_ref`` raises a RuntimeError that says so."""
 
     async def call() -> Any:
-        (handle,) = _serve.with_local_handles([Echo.bind()], "app")
+        handle: Any = _serve.handle_to(Answers(), "Answers", asyncio.get_running_loop())
         response = handle.remote(5)
-        items = handle.options(stream=True, method_name="count").remote(3)
+        items = handle.options(stream=True).remote(3)
         with pytest.raises(RuntimeError, match="local testing mode"):
             await response._to_object_ref()
         with pytest.raises(RuntimeError, match="local testing mode"):
@@ -338,7 +540,7 @@ def test_local_testing_mode_has_no_object_ref() -> None:
         assert await _serve.object_ref_gen(items) is None
         return await response
 
-    assert asyncio.run(call()) == 5
+    assert asyncio.run(call())[1] == (5,)
 
 
 def test_defaults_of_a_deployment() -> None:

@@ -1,24 +1,32 @@
 """The local engine: a pipeline in this process, without a cluster, and its ASGI app."""
 
 import asyncio
+import weakref
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
+from ray import serve
 from ray.serve import Application
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raycompose import _serve
 from raycompose.client.client import NO_STREAM, Client
+from raycompose.compose.checks import check_constructor
 from raycompose.compose.pipeline import Pipeline, pipeline
+from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import cancel
+from raycompose.graph.context import Context
 from raycompose.graph.hosting import HostedDeployment, construct
-from raycompose.graph.nodes import Node
-from raycompose.graph.opening import retarget
-from raycompose.graph.targets import Deployed, Hosted, Inline, Target, Task
+from raycompose.graph.nodes import Node, Stage
+from raycompose.graph.opening import OpenGraph, connected, open_graph, retarget
+from raycompose.graph.signatures import Signature, is_generator
+from raycompose.graph.targets import Deployed, Hosted, Inline, Running, Target, Task
 from raycompose.http.ingress import Ingress
+
+_FRONT: Any = serve.deployment(Ingress, max_ongoing_requests=1000)
+"""Where functions run."""
 
 
 def local(app: Application) -> "LocalClient":
@@ -27,77 +35,151 @@ def local(app: Application) -> "LocalClient":
     Deployments are constructed here and now; values are not copied between stages.
 
     Args:
-        app: A pipeline; another application becomes a pipeline of one stage.
+        app: A pipeline, or a FastAPI ingress (``@serve.ingress``), whose routes ``.asgi`` has and
+            whose methods ``call(..., method="...")`` reaches; another application becomes a
+            pipeline of one stage.
     """
-    return LocalClient(app if isinstance(app, Pipeline) else pipeline(app))
+    if _is_fastapi(app):
+        check_constructor(app)
+        fastapi = concurrency.wait(_open_fastapi(app))
+        return LocalClient(fastapi.name, fastapi)
+    whole: Pipeline[Any, Any] = app if isinstance(app, Pipeline) else pipeline(app)
+    return LocalClient(repr(whole), concurrency.wait(_open(whole)))
+
+
+def _is_fastapi(app: Any) -> bool:
+    if isinstance(app, Pipeline) or not isinstance(app, Application):
+        return False
+    return _serve.is_fastapi_ingress(_serve.deployment_of(app))
 
 
 class LocalClient(Client):
-    """Calls a pipeline that runs in this process, without Ray."""
+    """Calls an application that runs in this process, without Ray."""
 
-    def __init__(self, app: Pipeline[Any, Any]) -> None:
-        self._name = repr(app)
-        self._ingress = concurrency.wait(_open(app))
-        self._asgi = _ASGIBridge(self._ingress)
+    def __init__(self, name: str, served: "Ingress | FastAPIApp") -> None:
+        self._name = name
+        self._ingress = served
+        self._asgi = _ASGIBridge(served)
+        # What nobody closes ends when nobody can call it any more.
+        self._end = weakref.finalize(self, _end, served)
+        self._end.atexit = False  # the background loop ends with all that runs on it
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = await self._ingress(*args, **kwargs)
+        result = await self._called(args, kwargs)
         if hasattr(result, "__anext__"):
             await result.aclose()
             raise TypeError("this pipeline streams: use client.stream(...)")
         return result
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = await self._ingress(*args, **kwargs)
+        result = await self._called(args, kwargs)
         if not hasattr(result, "__anext__"):
             raise TypeError(NO_STREAM)
         async with aclosing(result) as items:
             async for item in items:
                 yield item
 
+    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._end.alive:
+            raise RayComposeError(f"{self!r} is closed: open another with rc.local(app)")
+        return await self._ingress(*args, **kwargs)
+
     @property
     def asgi(self) -> ASGIApp:
-        """An ASGI app that answers HTTP as the deployed pipeline would; for ``TestClient``."""
+        """An ASGI app that answers HTTP as the deployed application would; for ``TestClient``."""
         return self._asgi
 
     def close(self) -> None:
-        """Nothing runs outside this process; the objects go with the client."""
+        """Tear down the stages, as Ray Serve does when it stops a replica: ``__del__`` runs."""
+        if self._end.detach() is not None:
+            concurrency.wait(self._ingress.close())
 
     def __repr__(self) -> str:
         return f"Client({self._name}, local)"
 
 
+def _end(served: "Ingress | FastAPIApp") -> None:
+    concurrency.finish(served.close(), None)
+
+
+class FastAPIApp:
+    """A FastAPI ingress in this process, with what is bound to it.
+
+    Args:
+        graph: Its host, and those of the applications that it is bound to.
+    """
+
+    def __init__(self, graph: OpenGraph) -> None:
+        self._graph = graph
+        self.name, self._host = next(iter(graph.hosts.items()))
+        self._asgi: ASGIApp = _serve.asgi_of(self._host.instance)
+
+    async def __call__(self, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
+        """Call one of its methods, as its ``DeploymentHandle`` would."""
+        if method is None:
+            raise TypeError(
+                f"{self.name} is a FastAPI app, which answers HTTP: use client.asgi, or call one "
+                'of its methods with call(..., method="...")'
+            )
+        if not callable(getattr(self._host.instance, method, None)):
+            raise AttributeError(
+                f"{self.name!r} has no method {method!r}; it has "
+                f"{', '.join(_serve.methods_of(type(self._host.instance)))}"
+            )
+        called = Running(self._host, method, runs_ahead=False)
+        if is_generator(self._host.method(method)):
+            return called.stream(args, kwargs, Context())
+        return await called.call(args, kwargs, Context())
+
+    async def http(self, request: Request) -> ASGIApp:
+        """Return what answers an HTTP request."""
+        _serve.receive_request(request.headers, request.url.path)
+        return self._asgi
+
+    async def close(self) -> None:
+        """Tear it down, and what is bound to it."""
+        await self._graph.close()
+
+
+async def _open_fastapi(app: Application) -> FastAPIApp:
+    name, hosted = _serve.deployment_of(app).name, HostedDeployment.of(app)
+    root = Stage(name, Hosted(hosted, "__call__"), Signature(), name=name)
+    return FastAPIApp(await _started(open_graph(connected(root, HostedDeployment.of))))
+
+
+async def _started(graph: OpenGraph) -> OpenGraph:
+    try:
+        await graph.start()
+    except BaseException:
+        await graph.close()
+        raise
+    return graph
+
+
 async def _open(app: Pipeline[Any, Any]) -> Ingress:
-    ingress: Ingress = await construct(Ingress, _localised(app.root, "local"), app.settings)
+    ingress: Ingress = await construct(Ingress, _localised(app.root), app.settings)
     return ingress
 
 
-def _localised(root: Node, app_name: str) -> Node:
+def _localised(root: Node) -> Node:
     """The graph with every stage run in this process."""
-    made: dict[HostedDeployment, HostedDeployment] = {}
-
-    def here(hosted: HostedDeployment) -> HostedDeployment:
-        if hosted not in made:
-            arguments = _serve.with_local_handles(hosted.arguments, app_name)
-            made[hosted] = replace(hosted, arguments=arguments)
-        return made[hosted]
 
     def localised(target: Target) -> Target:
         if isinstance(target, Deployed):
-            return Hosted(here(HostedDeployment.of(target.app)), target.method)
-        if isinstance(target, Hosted):
-            return Hosted(here(target.hosted), target.method)
+            return Hosted(HostedDeployment.of(target.app), target.method)
         if isinstance(target, Task) and (function := _serve.task_function(target.function)):
             return Inline(function)
+        if isinstance(target, Inline) and _serve.is_batched(target.function):
+            return Inline(_serve.hosted_definition(target.function, _FRONT))
         return target
 
-    return retarget(root, localised)
+    return connected(retarget(root, localised), HostedDeployment.of)
 
 
 class _ASGIBridge:
     """Answers a server's requests on the background loop, where the pipeline lives."""
 
-    def __init__(self, ingress: Ingress) -> None:
+    def __init__(self, ingress: "Ingress | FastAPIApp") -> None:
         self._ingress = ingress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

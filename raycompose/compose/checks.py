@@ -1,7 +1,11 @@
 """What fits behind what: a graph that cannot work is refused where it is composed."""
 
+import inspect
 from typing import Any
 
+from ray.serve import Application
+
+from raycompose import _serve
 from raycompose.errors import CompositionError
 from raycompose.graph.annotations import fits, type_name
 from raycompose.graph.branches import Parallel
@@ -67,6 +71,41 @@ def check_takes_one(stage: Stage) -> None:
             "give those a default, bind them with functools.partial, take one dict or tuple, or "
             "put rc.parallel(...) before it, with a keyword for each"
         )
+
+
+def check_constructor(app: Application) -> None:
+    """Refuse arguments that a deployment's constructor does not take. Nothing is constructed.
+
+    Raises:
+        CompositionError: One is missing or unknown, here or in an application among them.
+    """
+    deployment = _serve.deployment_of(app)
+    if inspect.isclass(deployment.func_or_class):
+        args, kwargs = deployment.init_args, deployment.init_kwargs
+        problem = _constructor_problem(deployment.func_or_class, args, kwargs)
+        if problem is not None:
+            raise CompositionError(
+                f"{deployment.name!r} cannot be constructed with the arguments of "
+                f"{deployment.name}.bind(...): {problem}"
+            )
+        for argument in (*args, *kwargs.values()):
+            if type(argument) is Application:
+                check_constructor(argument)
+
+
+def _constructor_problem(definition: type, args: Any, kwargs: Any) -> str | None:
+    constructor = _serve.constructor(definition)
+    if constructor is object.__init__:
+        return "it takes none" if args or kwargs else None
+    try:
+        signature = inspect.signature(constructor)
+    except (TypeError, ValueError):  # builtins and C extensions may have none
+        return None
+    try:
+        signature.bind(None, *args, **kwargs)
+    except TypeError as error:
+        return f"{error}; it takes {signature.replace(return_annotation=signature.empty)}"
+    return None
 
 
 def refuse_streams(node: str, branches: tuple[Node, ...]) -> None:

@@ -24,12 +24,22 @@ _DEFAULTS: dict[str, Any] = {
     # Ray's default of 5 would throttle the stages: this replica only awaits others.
     "max_ongoing_requests": 1000,
 }
-_LONGEST = (
+_LARGEST = (
     "graceful_shutdown_timeout_s",
     "graceful_shutdown_wait_loop_s",
     "health_check_period_s",
     "health_check_timeout_s",
+    "max_constructor_retry_count",
 )
+"""Options of which the front gets the largest of its fused stages'."""
+_SAME = ("gang_scheduling_config", "logging_config", "max_surge_percent", "request_router_config")
+"""Options on which the fused stages that set them have to agree."""
+_PLACEMENT = (
+    "placement_group_bundles",
+    "placement_group_strategy",
+    "placement_group_bundle_label_selector",
+)
+"""Options that belong together, and that one fused stage may set."""
 
 
 def check_options(given: Options) -> None:
@@ -59,7 +69,13 @@ def front(root: Node, given: Options) -> Deployment:
         CompositionError: What the fused stages ask for cannot be merged and is not given.
     """
     options = _merged(hosted_deployments(root), _of_the_deployment(given))
-    return serve.deployment(Ingress).options(**copy.deepcopy(options))  # Ray changes them
+    try:
+        return serve.deployment(Ingress).options(**copy.deepcopy(options))  # Ray changes them
+    except (TypeError, ValueError) as error:
+        raise CompositionError(
+            f"fuse(): the stages' options do not go together: {error}. Set the fused replica's own "
+            "with .options(...), or name the stages to fuse"
+        ) from error
 
 
 def _of_the_deployment(given: Options) -> dict[str, Any]:
@@ -87,16 +103,41 @@ def _asked(inside: Mapping[str, HostedDeployment], given: Options) -> Iterator[t
         yield "autoscaling_config", _only(scaled, "autoscaling_config")
     elif deployments and not {"autoscaling_config", "num_replicas"} & set(given):
         yield "num_replicas", max(d.num_replicas for d in deployments.values())
-    groups = {n: g for n, d in deployments.items() if (g := _serve.placement_group(d))}
+    groups = {n: g for n, d in deployments.items() if (g := _serve.chosen(d, *_PLACEMENT))}
     if groups and "placement_group_bundles" not in given:
         yield from _only(groups, "placement_group_bundles").items()
     configs = {n: d.user_config for n, d in deployments.items() if d.user_config is not None}
     if configs:
         yield "user_config", configs
-    for option in _LONGEST:
+    for option in _LARGEST:
         values = [_serve.setting(d, option) for d in deployments.values()]
         if values:
             yield option, max(values)
+    for option in set(_SAME) - set(given):
+        if chosen := _each(deployments, option):
+            yield option, _only(chosen, option, same=True)
+    if per_node := _each(deployments, "max_replicas_per_node"):
+        yield "max_replicas_per_node", min(per_node.values())
+    actors = _each(deployments, "deployment_actors")
+    if actors and "deployment_actors" not in given:
+        yield "deployment_actors", _together(actors)
+
+
+def _each(deployments: Mapping[str, Deployment], option: str) -> dict[str, Any]:
+    """The option of each deployment that sets it."""
+    chosen = {name: _serve.chosen(d, option) for name, d in deployments.items()}
+    return {name: found[option] for name, found in chosen.items() if found}
+
+
+def _together(actors: Mapping[str, list[Any]]) -> list[Any]:
+    """The actors of all fused stages, which find theirs by name."""
+    owners: dict[str, str] = {}
+    for stage, own in actors.items():
+        for actor in own:
+            first = owners.setdefault(actor.name, stage)
+            if first != stage:
+                _only({first: actor, stage: actor}, "deployment_actors")
+    return [actor for own in actors.values() for actor in own]
 
 
 def _actor_options(inside: Mapping[str, HostedDeployment], given: Options) -> dict[str, Any]:

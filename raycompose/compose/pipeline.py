@@ -17,6 +17,7 @@ from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_nod
 from raycompose.errors import CompositionError
 from raycompose.graph.limits import Hedge, Retry
 from raycompose.graph.nodes import Node, named
+from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.signatures import PassBy
 from raycompose.http.ingress import Embedded, Settings
@@ -128,7 +129,7 @@ class Pipeline(Composed, Generic[In, Out]):
         ``Api.bind(app.embed())``, then in the deployment ``await self.pipeline(x)`` or
         ``async for item in self.pipeline.stream(x)``.
         """
-        return Embedded(self.root)
+        return Embedded(fusing.joined(self.root))
 
     @property
     def graph(self) -> Graph:
@@ -145,8 +146,9 @@ class Pipeline(Composed, Generic[In, Out]):
 
     def bind_front(self) -> Deployment:
         """Return the deployment that fronts the pipeline, with the graph bound to it."""
-        deployment = front(self.root, self.given)
-        return _serve.deployment_of(deployment.bind(self.root, self.settings))
+        graph = fusing.joined(self.root)
+        deployment = front(graph, self.given)
+        return _serve.deployment_of(deployment.bind(Sealed(graph), self.settings))
 
     @property
     def settings(self) -> Settings:

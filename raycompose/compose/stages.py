@@ -13,7 +13,12 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import Unpack
 
 from raycompose import _serve
-from raycompose.compose.checks import check_name, check_takes_one, refuse_streams
+from raycompose.compose.checks import (
+    check_constructor,
+    check_name,
+    check_takes_one,
+    refuse_streams,
+)
 from raycompose.errors import CompositionError
 from raycompose.graph.attempts import Hedged
 from raycompose.graph.branches import Parallel
@@ -231,6 +236,7 @@ def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signa
     deployment = _serve.deployment_of(app)
     definition, name = deployment.func_or_class, deployment.name
     target = Deployed(app, method)
+    check_constructor(app)
     if isinstance(definition, str):  # an import path: nothing to look at
         return target, None, name
     if method == "__call__" and _serve.is_fastapi_ingress(deployment):

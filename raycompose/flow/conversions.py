@@ -86,7 +86,9 @@ async def resolve(structure: Any) -> Any:
 async def to_object_ref(response: Any) -> Any:
     """Return the ``ObjectRef`` of a response: for a Ray task or actor, say.
 
-    Stands on ``DeploymentResponse._to_object_ref``, and works on the gRPC transport as well.
+    Stands on ``DeploymentResponse._to_object_ref``, and works on the gRPC transport as well. Where
+    no Ray runs (``rc.local``) it is a ``Ref``, which ``rc.resolve`` takes; ``task.remote(...)`` of
+    it would start one: compose the task instead, ``app.then(task)``.
 
     Args:
         response: A ``DeploymentResponse``, or what ``from_object_ref`` gives.

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
@@ -67,6 +68,19 @@ async def iterate_function(
         raise
     finally:
         await close_streams(args)
+
+
+def refuse_generator(result: Any, name: str) -> None:
+    """Refuse a generator in the place of a result: nobody has said that it is a stream.
+
+    Raises:
+        TypeError: It is one, sync or async.
+    """
+    if isinstance(result, GeneratorType | AsyncGeneratorType):
+        raise TypeError(
+            f"{name!r} returned a generator, but is not written as one: compose it with "
+            "rc.stage(..., stream=True), or yield the items in it"
+        )
 
 
 def raise_stray_signal(signal: BaseException) -> None:

@@ -18,20 +18,30 @@ class HostedDeployment:
     """A deployment that is to run in its caller's process. A description: nothing runs yet.
 
     Args:
-        deployment: What to run.
+        deployment: What to run, without arguments.
         arguments: Its constructor's. Applications in them stay real deployments, called through
-            the handles that Ray puts in their place.
+            the handles that Ray puts in their place; those that run in this process, too, are
+            ``HandleTo`` here.
+        holds: What the ``HandleTo`` in the arguments lead to.
     """
 
     deployment: Deployment
     arguments: tuple[tuple[Any, ...], Mapping[str, Any]]
+    holds: tuple["HostedDeployment", ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The deployment's name."""
+        name: str = self.deployment.name
+        return name
 
     @classmethod
     def of(cls, app: Application) -> "HostedDeployment":
         """Return the description of a bound deployment: the same one each time."""
         if app not in _descriptions:
             deployment = _serve.deployment_of(app)
-            _descriptions[app] = cls(deployment, (deployment.init_args, deployment.init_kwargs))
+            arguments = (deployment.init_args, deployment.init_kwargs)
+            _descriptions[app] = cls(_serve.without_arguments(deployment), arguments)
         return _descriptions[app]
 
 
@@ -40,61 +50,104 @@ _descriptions: "weakref.WeakKeyDictionary[Application, HostedDeployment]" = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class HandleTo:
+    """In a hosted deployment's arguments, in the place of one that runs in the same process.
+
+    Args:
+        hosted: The deployment to whose host the engine puts a handle here.
+    """
+
+    hosted: HostedDeployment
+
+
 class Host:
     """One deployment's class or function, constructed once and called in this process.
 
     Keeps what the deployment promises its users: ``max_ongoing_requests``,
     ``max_queued_requests`` and its ``backpressure_config``, ``user_config`` by ``reconfigure``,
-    ``check_health``, and a ``@serve.batch`` queue of its own. It lives on one event loop.
+    ``check_health``, ``__del__``, and a ``@serve.batch`` queue of its own. It lives on one event
+    loop.
 
     Args:
         hosted: What to run.
+        handle_to: Gives the handle that takes the place of a ``HandleTo`` in its arguments.
+        user_config: What to configure it with.
     """
 
-    def __init__(self, hosted: HostedDeployment) -> None:
-        self._hosted = hosted
+    def __init__(
+        self,
+        hosted: HostedDeployment,
+        handle_to: Callable[[HandleTo], Any],
+        user_config: Any,
+    ) -> None:
         deployment = hosted.deployment
-        self._definition = deployment.func_or_class
+        self._hosted = hosted
+        self._handle_to = handle_to
+        self.user_config = user_config
+        self._is_class = inspect.isclass(deployment.func_or_class)
         self._slots = asyncio.Semaphore(deployment.max_ongoing_requests)
         self._max_queued = deployment.max_queued_requests
         self._queued = 0
         self._instance: Any = None
+        self._replica: _serve.Replica | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._ready = False
         self._configured: Any = None
 
     async def start(self) -> None:
-        """Construct the user's class, once, and give it its ``user_config``."""
+        """Construct the user's class, once, and give it its ``user_config``.
+
+        When that fails every caller gets the error, and a later call tries again.
+        """
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._construct())
         await asyncio.shield(self._starting)
 
     async def _construct(self) -> None:
-        deployment = self._hosted.deployment
-        definition = _serve.with_own_batch_queues(self._definition, deployment)
-        if inspect.isclass(definition):
-            args, kwargs = self._hosted.arguments
-            self._instance = await construct(definition, *args, **kwargs)
-        else:
-            self._instance = definition
-        if deployment.user_config is not None:
-            await self.reconfigure(deployment.user_config)
+        try:
+            deployment, arguments = self._hosted.deployment, self._hosted.arguments
+            if self._hosted.holds:
+                arguments = _serve.replaced(arguments, HandleTo, self._handle_to)
+            definition = _serve.hosted_definition(deployment.func_or_class, deployment)
+            self._replica = _serve.Replica(definition, arguments, deployment)
+            await self._replica.construct()
+            self._instance = self._replica.instance
+            await self.reconfigure(self.user_config)
+            self._ready = True
+        except BaseException:
+            self._starting = None
+            raise
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Call the user's ``reconfigure(user_config)``, unless it has this configuration."""
-        if user_config != self._configured:
-            await _finish(self._instance.reconfigure(user_config))
-            self._configured = user_config
+        """Call the user's ``reconfigure`` as Ray would, unless nothing has changed."""
+        self.user_config = user_config
+        configuration = (user_config, _serve.rank())
+        if self._replica is not None and configuration != self._configured:
+            await self._replica.reconfigure(user_config)
+            self._configured = configuration
 
     async def check_health(self) -> None:
         """Call the user's ``check_health``, if there is one; it raises when unhealthy."""
-        check = getattr(self._instance, "check_health", None)
-        if check is not None:
-            await _finish(check())
+        if self._replica is not None:
+            await self._replica.check_health()
+
+    async def close(self) -> None:
+        """Tear the user's code down, once: ``__del__``, and that of its multiplexed models."""
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            self._instance, self._starting, self._ready = None, None, False
+            await replica.destroy()
+
+    @property
+    def instance(self) -> Any:
+        """The class's instance, or the function; ``None`` while it does not run."""
+        return self._instance
 
     def method(self, name: str) -> Callable[..., Any]:
         """Return the bound method, or the function of a function deployment."""
         method: Callable[..., Any] = (
-            getattr(self._instance, name) if inspect.isclass(self._definition) else self._instance
+            getattr(self._instance, name) if self._is_class else self._instance
         )
         return method
 
@@ -104,7 +157,7 @@ class Host:
         Raises:
             BackPressureError: ``max_queued_requests`` are waiting already.
         """
-        if self._starting is None or not self._starting.done():
+        if not self._ready:
             await self.start()
         if self._slots.locked() and 0 <= self._max_queued <= self._queued:
             config = self._hosted.deployment.backpressure_config
@@ -156,10 +209,7 @@ class Place:
 async def construct(definition: Any, *args: Any, **kwargs: Any) -> Any:
     """Return an instance of a class whose ``__init__`` may be a coroutine, as Ray Serve allows."""
     instance = definition.__new__(definition)
-    await _finish(instance.__init__(*args, **kwargs))
+    started = instance.__init__(*args, **kwargs)
+    if inspect.isawaitable(started):
+        await started
     return instance
-
-
-async def _finish(result: Any) -> None:
-    if inspect.isawaitable(result):
-        await result

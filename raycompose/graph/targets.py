@@ -15,10 +15,17 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from raycompose import _serve
+from raycompose.errors import RayComposeError
 from raycompose.flow.concurrency import run_ahead
 from raycompose.flow.failures import users_error
 from raycompose.flow.references import Ref
-from raycompose.graph.calling import Args, Kwargs, call_function, iterate_function
+from raycompose.graph.calling import (
+    Args,
+    Kwargs,
+    call_function,
+    iterate_function,
+    refuse_generator,
+)
 from raycompose.graph.context import Context
 from raycompose.graph.hosting import Host, HostedDeployment, Place
 from raycompose.graph.signatures import is_async
@@ -82,7 +89,13 @@ class Deployed(Target):
     @cached_property
     def _handle(self) -> Any:
         handle: Any = self.app
-        if _serve.in_replica():
+        if isinstance(handle, Application):
+            raise RayComposeError(
+                f"{_serve.deployment_of(handle).name!r} is a deployment, which runs only inside of "
+                "Serve or of rc.local: give the embedded pipeline to a deployment of your own, "
+                "Api.bind(app.embed()), and call it there; rc.local(app) calls it without Serve"
+            )
+        if _serve.in_replica() and not isinstance(handle, _serve.HandleHere):
             # A stream brings its handle along with every request, and each would get a router.
             handle = _handles.setdefault((handle.app_name, handle.deployment_name), handle)
         return handle.options(method_name=self.method)
@@ -240,7 +253,9 @@ class Running(Target):
     async def _called(self, args: Args, kwargs: Kwargs) -> Any:
         function = self.host.method(self.method)
         with _serve.CallGroup().calling():
-            return await call_function(function, args, kwargs, on_loop=is_async(function))
+            result = await call_function(function, args, kwargs, on_loop=is_async(function))
+        refuse_generator(result, self.method)
+        return result
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:

@@ -1,0 +1,79 @@
+"""The answers of a pipeline's own edge, in the FastAPI app of an ingress that embeds pipelines."""
+
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raycompose import _serve
+from raycompose.errors import TRANSIENT, HTTPError, failed_stage
+from raycompose.graph.context import Context
+from raycompose.http.ingress import embedded_timings_s
+from raycompose.http.responses import error_response, server_timing
+
+
+def install(app: Any) -> None:
+    """Have a FastAPI app answer a stage's errors as a pipeline does by itself.
+
+    A time-out is 504, a lost replica 503, back-pressure 503 with ``Retry-After``, and every other
+    error of a stage has its status, as problem details (RFC 9457) with the stage and the request
+    id. So has what no handler of the app's own takes; a route's own ``HTTPException`` stays
+    FastAPI's. ``Server-Timing`` gives the embedded pipelines' stages. Call it before
+    ``@serve.ingress(app)``, which copies the app::
+
+        api = FastAPI()
+        rc.fastapi.install(api)
+
+    Args:
+        app: The ``FastAPI`` app.
+    """
+    app.add_exception_handler(HTTPException, _HTTPErrors(app.exception_handlers[HTTPException]))
+    # The innermost, so that what it hands over to is what looks for handlers of errors.
+    app.user_middleware.append(Middleware(_Edge, handlers=app.exception_handlers))
+
+
+class _Edge:
+    """Middleware that times embedded pipelines, and has errors answered."""
+
+    def __init__(self, app: ASGIApp, handlers: dict[Any, Any]) -> None:
+        self._app = app
+        if isinstance(app, ExceptionMiddleware):
+            # Only now: Ray Serve sets handlers of its own when the replica starts.
+            for kind in (*TRANSIENT, HTTPError, *({Exception} - handlers.keys())):
+                app.add_exception_handler(kind, _answer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        timings_s: dict[str, float] = {}
+        embedded_timings_s.set(timings_s)
+
+        async def timed(message: Message) -> None:
+            if message["type"] == "http.response.start" and timings_s:
+                timing = server_timing(Context(timings_s=timings_s))
+                MutableHeaders(scope=message)["server-timing"] = timing
+            await send(message)
+
+        await self._app(scope, receive, timed)
+
+
+class _HTTPErrors:
+    """Answers the ``HTTPException`` of a stage; another is the app's own."""
+
+    def __init__(self, others: Any) -> None:
+        self._others = others
+
+    async def __call__(self, request: Request, error: Any) -> Response:
+        if failed_stage(error) is not None:
+            return await _answer(request, error)
+        response: Response = await self._others(request, error)
+        return response
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    serve = _serve.request_context()
+    timings_s = embedded_timings_s.get() or {}
+    return error_response(error, Context("embedded", serve.request_id, timings_s=timings_s))
