@@ -34,6 +34,7 @@ from raycompose.flow.conversions import (
     to_object_ref_gen_sync,
     to_object_ref_sync,
 )
+from raycompose.flow.events import Event
 from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
@@ -49,6 +50,7 @@ del install, _show
 __all__ = [
     "Client",
     "CompositionError",
+    "Event",
     "HTTPError",
     "NoMatchError",
     "Pipeline",

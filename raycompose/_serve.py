@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+from fastapi.encoders import jsonable_encoder
 from ray import serve
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
@@ -29,6 +30,7 @@ from ray.serve._private.build_app import BuiltApplication, IDDict, build_app
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.http_util import ASGIAppReplicaWrapper, convert_object_to_asgi_messages
 from ray.serve._private.local_testing_mode import make_local_deployment_handle
+from ray.serve._private.utils import serve_encoders
 from ray.serve.batching import _LazyBatchQueueWrapper
 from ray.serve.context import (
     _get_global_client,
@@ -419,9 +421,19 @@ def encode_body(value: Any) -> tuple[bytes, str]:
     return body["body"], dict(start["headers"])[b"content-type"].decode()
 
 
+def jsonable(value: Any) -> Any:
+    """Return ``value`` as the plain tree that Ray Serve itself would send as JSON."""
+    return jsonable_encoder(value, custom_encoder=serve_encoders)
+
+
 def did_not_stream(error: TypeError) -> bool:
     """Tell whether this is Ray's answer to ``stream=True`` on what gave one result."""
     return "did not return a generator" in str(error)
+
+
+def has_no_method(error: Exception) -> bool:
+    """Tell whether this is Ray's answer to a call of a method that a deployment does not have."""
+    return "Tried to call a method" in str(error) and "that does not exist" in str(error)
 
 
 def unwrap(error: BaseException) -> BaseException:
@@ -478,10 +490,12 @@ __all__ = [
     "detached",
     "did_not_stream",
     "encode_body",
+    "has_no_method",
     "in_replica",
     "is_batched",
     "is_fastapi_ingress",
     "is_own_deployment",
+    "jsonable",
     "method_of_actor",
     "object_ref",
     "object_ref_gen",

@@ -406,7 +406,8 @@ def test_errors_are_problem_details(error: Exception, status: int, detail: Any) 
     elif isinstance(detail, str):
         assert detail in details["detail"]
     else:
-        assert details["detail"] == detail
+        assert details["data"] == detail
+        assert json.loads(details["detail"]) == detail  # RFC 9457: a string
     assert set(details) <= {"type", "status", "title", "detail", "stage", "request_id", "instance"}
 
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raycompose import _serve
-from raycompose.client.client import NO_STREAM, Client
+from raycompose.client.client import Client
 from raycompose.compose.pipeline import Pipeline, pipeline
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import cancel
@@ -48,10 +48,7 @@ class LocalClient(Client):
         return result
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = await self._ingress(*args, **kwargs)
-        if not hasattr(result, "__anext__"):
-            raise TypeError(NO_STREAM)
-        async with aclosing(result) as items:
+        async with aclosing(self._ingress.raycompose_stream(*args, **kwargs)) as items:
             async for item in items:
                 yield item
 
@@ -105,12 +102,16 @@ class _ASGIBridge:
             await _lifespan(receive, send)
             return
         here = asyncio.get_running_loop()
-        received: asyncio.Queue[Any] = asyncio.Queue()
+        received = _Received()
+        sent = False
 
         async def receive_there() -> Any:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(received.get(), here))
 
         async def send_there(message: Any) -> None:
+            nonlocal sent
+            # Known before it is sent: the client may leave at once.
+            sent = message["type"] == "http.response.body" and not message.get("more_body", False)
             sending: Any = send(message)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, here))
 
@@ -122,22 +123,40 @@ class _ASGIBridge:
         listening = asyncio.ensure_future(_receive_all(receive, received))
         try:
             await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():  # else the client has gone
-                answering.result()
+            if answering.done() or sent:  # else the client has left without its answer
+                await answering  # to the end of the response's background tasks
         finally:
             await cancel(answering, listening)
 
 
-async def _receive_all(receive: Receive, received: "asyncio.Queue[Any]") -> None:
+class _Received:
+    """What a server has received for a request, and then that the client has left, for ever."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._left: Any = None
+
+    def put(self, message: Any) -> None:
+        if message["type"] == "http.disconnect":
+            self._left = message
+        self._messages.put_nowait(message)
+
+    async def get(self) -> Any:
+        if self._messages.empty() and self._left is not None:
+            return self._left
+        return await self._messages.get()
+
+
+async def _receive_all(receive: Receive, received: _Received) -> None:
     """Pass the body's messages on, and return when the client disconnects."""
     more = True
     while more:
         message = await receive()
-        received.put_nowait(message)
+        received.put(message)
         more = message["type"] == "http.request" and message.get("more_body", False)
     if message["type"] == "http.request":
         message = await receive()  # nothing but the disconnect can follow the body
-        received.put_nowait(message)
+        received.put(message)
     if message["type"] != "http.disconnect":
         await asyncio.Event().wait()
 

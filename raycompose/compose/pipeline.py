@@ -19,7 +19,8 @@ from raycompose.graph.limits import Retry
 from raycompose.graph.nodes import Node, named
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.signatures import PassBy
-from raycompose.http.ingress import Embedded, Settings
+from raycompose.http.ingress import Embedded
+from raycompose.http.settings import Settings
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
@@ -95,7 +96,8 @@ class Pipeline(Composed, Generic[In, Out]):
             options: What ``Deployment.options`` takes (``name``, ``num_replicas``,
                 ``max_ongoing_requests``, ``autoscaling_config``, ``ray_actor_options``, ...), and
                 ``debug=True`` to show error messages to HTTP clients, ``max_body_bytes`` to limit
-                what they may send.
+                what they may send, ``stream="sse"``, ``"ndjson"`` or ``"raw"`` to send streams in
+                that form whatever they accept.
 
         Raises:
             CompositionError: There is no such option, or Ray refuses its value.
