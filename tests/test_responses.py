@@ -408,7 +408,16 @@ def test_errors_are_problem_details(error: Exception, status: int, detail: Any) 
     else:
         assert details["data"] == detail
         assert json.loads(details["detail"]) == detail  # RFC 9457: a string
-    assert set(details) <= {"type", "status", "title", "detail", "stage", "request_id", "instance"}
+    assert set(details) <= {
+        "type",
+        "status",
+        "title",
+        "detail",
+        "data",
+        "stage",
+        "request_id",
+        "instance",
+    }
 
 
 @pytest.mark.parametrize(
