@@ -12,9 +12,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from support.cluster import Deploy
 
 import raycompose as rc
-from support.cluster import Deploy
 
 # Replicas cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -134,7 +134,7 @@ def test_an_exception_of_ones_own_is_a_500_of_its_stage(
 def test_a_status_without_a_body_leaves_the_connection_in_order(
     clients: dict[str, rc.Client], status: int
 ) -> None:
-    """``HTTPException(204)`` of a replica is a 204, and the connection's next request is answered."""
+    """``HTTPException(204)`` of a replica is a 204, and leaves the connection in order."""
     url = clients["raising"].url
     assert url is not None
     with requests.Session() as session:
@@ -178,7 +178,7 @@ def test_what_cannot_be_sent_names_its_stage(clients: dict[str, rc.Client]) -> N
 
 
 def test_a_streaming_response_streams_or_says_what_to_do(clients: dict[str, rc.Client]) -> None:
-    """A StreamingResponse is sent when its stage is fused; of another replica the error says how."""
+    """A StreamingResponse is sent when its stage is fused; else the error says what to do."""
     response = post(clients["results"], json={"at": "streaming"})
     if response.status_code == 200:
         assert response.text == "a"
@@ -193,10 +193,10 @@ def test_paths_below_are_404(clients: dict[str, rc.Client]) -> None:
     """Only what begins at the route prefix is the pipeline's, unless a stage takes a request."""
     url = clients["raising"].url
     assert (
-        requests.post(f"{url}/below", json="404", timeout=60).json()["detail"].endswith("below it")
+        requests.post(f"{url}below", json="404", timeout=60).json()["detail"].endswith("below it")
     )
-    assert requests.post(f"{url}/", json="418", timeout=60).status_code == 418
-    below = requests.post(f"{clients['requests'].url}/below", json=1, timeout=60)
+    assert requests.post(f"{url}", json="418", timeout=60).status_code == 418
+    below = requests.post(f"{clients['requests'].url}below", json=1, timeout=60)
     assert below.json() == {"got": [1, False]}
 
 
