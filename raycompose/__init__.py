@@ -36,6 +36,7 @@ from raycompose.flow.conversions import (
     to_object_ref_gen_sync,
     to_object_ref_sync,
 )
+from raycompose.flow.events import Event
 from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
@@ -52,6 +53,7 @@ del install, _show
 __all__ = [
     "Client",
     "CompositionError",
+    "Event",
     "HTTPError",
     "Hedge",
     "LoopError",

@@ -29,6 +29,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import ray
+from fastapi.encoders import jsonable_encoder
 from ray import serve
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
@@ -58,6 +59,7 @@ from ray.serve._private.utils import (
     GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR,
     MULTIPLEXED_FUNCTION_MARKER_ATTR,
     generate_request_id,
+    serve_encoders,
 )
 from ray.serve.batching import _LazyBatchQueueWrapper
 from ray.serve.context import (
@@ -810,9 +812,19 @@ def encode_body(value: Any) -> tuple[bytes, str]:
     return body["body"], dict(start["headers"])[b"content-type"].decode()
 
 
+def jsonable(value: Any) -> Any:
+    """Return ``value`` as the plain tree that Ray Serve itself would send as JSON."""
+    return jsonable_encoder(value, custom_encoder=serve_encoders)
+
+
 def did_not_stream(error: TypeError) -> bool:
     """Tell whether this is Ray's answer to ``stream=True`` on what gave one result."""
     return "did not return a generator" in str(error)
+
+
+def has_no_method(error: Exception) -> bool:
+    """Tell whether this is Ray's answer to a call of a method that a deployment does not have."""
+    return "Tried to call a method" in str(error) and "that does not exist" in str(error)
 
 
 def unwrap(error: BaseException) -> BaseException:
@@ -879,12 +891,14 @@ __all__ = [
     "end_batches",
     "found",
     "handle_to",
+    "has_no_method",
     "hosted_definition",
     "in_replica",
     "is_batched",
     "is_fastapi_ingress",
     "is_hosted",
     "is_own_deployment",
+    "jsonable",
     "method_of_actor",
     "methods_of",
     "object_ref",

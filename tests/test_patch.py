@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from ray import serve
@@ -144,3 +145,24 @@ def test_or_with_what_is_no_stage_names_it() -> None:
 
 def _increment(x: int) -> int:
     return x + 1
+
+
+class Foreign:
+    """Of another library, which composes by ``|`` itself."""
+
+    def __ror__(self, other: Any) -> Any:
+        return ("theirs", other) if isinstance(other, serve.Application) else NotImplemented
+
+
+class Deaf:
+    def __ror__(self, other: Any) -> Any:
+        return NotImplemented
+
+
+def test_a_foreign_operand_is_asked() -> None:
+    """What is no stage, but composes by its own ``__ror__``, does so; else the error is ours."""
+    app = rc.pipeline(len)
+    assert app | Foreign() == ("theirs", app)
+    for nobodys in (Deaf(), 5, int):
+        with pytest.raises(rc.CompositionError, match="not a stage"):
+            app | nobodys

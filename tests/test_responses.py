@@ -406,8 +406,18 @@ def test_errors_are_problem_details(error: Exception, status: int, detail: Any) 
     elif isinstance(detail, str):
         assert detail in details["detail"]
     else:
-        assert details["detail"] == detail
-    assert set(details) <= {"type", "status", "title", "detail", "stage", "request_id", "instance"}
+        assert details["data"] == detail
+        assert json.loads(details["detail"]) == detail  # RFC 9457: a string
+    assert set(details) <= {
+        "type",
+        "status",
+        "title",
+        "detail",
+        "data",
+        "stage",
+        "request_id",
+        "instance",
+    }
 
 
 @pytest.mark.parametrize(
@@ -635,3 +645,242 @@ async def _get(app: Any, n: int) -> tuple[int, Any]:
     await app({**scope, "query_string": f"n={n}".encode()}, receive, send)
     body = json.loads(b"".join(m.get("body", b"") for m in sent))
     return sent[0]["status"], body["detail"] if isinstance(body, dict) else body
+
+
+# What keeps the connection in order, and JSON valid
+
+
+def test_a_shared_response_is_not_changed() -> None:
+    """A Response that is made once gets no header that stays with it."""
+    shared = PlainTextResponse("same", headers={"x-kind": "1", "Transfer-Encoding": "chunked"})
+    before = list(shared.raw_headers)
+    client = http(lambda: shared)
+    for _ in range(3):
+        response = client.get("/")
+        assert len(response.headers.get_list("server-timing")) == 1
+        assert "transfer-encoding" not in response.headers
+    assert shared.raw_headers == before
+
+
+@pytest.mark.parametrize("name", ["Transfer-Encoding", "Connection", "Upgrade", "TE", "Trailer"])
+def test_headers_of_the_connection_are_not_an_errors(name: str) -> None:
+    """An error's headers say nothing of framing or the connection: those are the server's."""
+    response = failure(rc.HTTPError(400, "x", {name: "chunked", "X-Kind": "1"}))
+    assert name.lower() not in response.headers
+    assert response.headers["x-kind"] == "1"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_status_without_a_body_has_none(status: int) -> None:
+    """``HTTPException(204)`` and ``(304)`` send no body, nor does a Response of that status."""
+    response = failure(HTTPException(status, headers={"X-Kind": "1"}))
+    assert (response.status_code, response.content) == (status, b"")
+    assert response.headers["x-kind"] == "1"
+    assert answer(JSONResponse("body", status_code=status)).content == b""
+
+
+@pytest.mark.parametrize(
+    ("result", "sent"),
+    [
+        (float("nan"), None),
+        ([1.0, float("inf"), -float("inf")], [1.0, None, None]),
+        ({"a": {"b": (float("nan"), 2)}}, {"a": {"b": [None, 2]}}),
+        (np.array([1.0, np.nan]), [1.0, None]),
+        (np.float32("nan"), None),
+        ({"point": Point(1), "n": [float("nan")]}, {"point": {"x": 1, "at": None}, "n": [None]}),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_is_not_finite_is_null(result: Any, sent: Any) -> None:
+    """NaN and the infinities are ``null`` in a result, and in an item: JSON does not have them."""
+    assert answer(result).json() == sent
+
+    def stage() -> Iterator[Any]:
+        yield result
+
+    assert json.loads(http(stage).get("/").text) == sent
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (Unsendable(), "Unsendable"),
+        ({"a": [1, Unsendable()]}, "Unsendable in a list in a dict"),
+        ([b"\xff"], "bytes in a list"),
+        (rc.pipeline(len), "a description of what could run"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_cannot_be_sent_is_told_by_stage_and_type(result: Any, kind: str) -> None:
+    """A result, or an item, that has no JSON form names the stage that gave it and its type."""
+
+    def culprit() -> Any:
+        return result
+
+    def items() -> Iterator[Any]:
+        yield 1
+        yield result
+        yield 2
+
+    details = http(culprit, debug=True).get("/").json()
+    assert (details["status"], details["stage"]) == (500, "culprit")
+    assert kind in details["detail"]
+    assert http(culprit).get("/").json()["stage"] == "culprit"
+    if not isinstance(result, rc.Pipeline):
+        first, error = map(json.loads, http(items, debug=True).get("/").text.splitlines())
+        assert first == 1
+        assert error["error"]["stage"] == "items"
+        assert kind in error["error"]["detail"]
+
+
+def test_a_function_that_returns_a_pipeline_is_told_so() -> None:
+    """A pipeline is a description: returned from a stage it is an error that says what to do."""
+
+    def choose() -> Any:
+        return rc.pipeline(len)
+
+    with pytest.raises(rc.RayComposeError, match=r"rc\.when") as caught:
+        rc.local(rc.pipeline(choose)).call()
+    assert rc.failed_stage(caught.value) == "choose"
+
+
+def test_a_detail_that_is_an_object_is_a_member_of_its_own() -> None:
+    """``detail`` is a string, as RFC 9457 has it; an object is in ``data``."""
+    details = failure(rc.HTTPError(422, {"field": ["wrong"]})).json()
+    assert details["data"] == {"field": ["wrong"]}
+    assert json.loads(details["detail"]) == details["data"]
+    assert "data" not in failure(rc.HTTPError(422, "text")).json()
+
+
+@pytest.mark.parametrize("path", ["/below", "/below/it", "/a//b", "/%2e%2e/x"])
+def test_paths_below_a_pipeline_are_404(path: str) -> None:
+    """A pipeline answers at its own path alone, unless a stage takes the request."""
+    response = http(lambda x=None: 1).get(path)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+
+    def asks(request: Request) -> str:
+        return request.url.path
+
+    assert http(asks).get("/below/it").text == "/below/it"
+    assert http(lambda x=None: x, asks).get("/below/it?x=1").text == "/below/it"
+
+
+# The form of a stream
+
+
+def form(response: Any) -> str:
+    kind: str = response.headers["content-type"].split(";")[0]
+    return {"text/event-stream": "sse", "application/x-ndjson": "ndjson"}.get(kind, "raw")
+
+
+@pytest.mark.parametrize(
+    ("accept", "of_text", "of_objects"),
+    [
+        ("", "raw", "ndjson"),
+        ("*/*", "raw", "ndjson"),
+        ("application/json", "raw", "ndjson"),
+        ("text/event-stream", "sse", "sse"),
+        ("text/event-stream, */*;q=0.1", "sse", "sse"),
+        ("text/event-stream;q=0", "raw", "ndjson"),
+        ("text/event-stream;q=0, */*", "raw", "ndjson"),
+        ("text/event-stream;q=0.5, application/x-ndjson", "ndjson", "ndjson"),
+        ("application/x-ndjson;q=0.5, text/event-stream", "sse", "sse"),
+        ("text/plain, text/event-stream;q=0.9", "raw", "sse"),
+        ("text/*, text/event-stream;q=0.2", "raw", "sse"),
+        ("text/event-stream;q=nonsense", "raw", "ndjson"),
+    ],
+)
+def test_accept_is_honoured_with_its_weights(accept: str, of_text: str, of_objects: str) -> None:
+    """A client gets the form that it asks for by name, unless it likes the natural one better."""
+    assert form(http(words).get("/", headers={"accept": accept})) == of_text
+    assert form(http(numbers).get("/", headers={"accept": accept})) == of_objects
+
+
+@pytest.mark.parametrize("stream", ["sse", "ndjson", "raw"])
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream", "text/plain"])
+@pytest.mark.parametrize("stage", [words, numbers])
+def test_options_fix_the_form(stage: Any, accept: str, stream: str) -> None:
+    """``options(stream=...)`` decides, whatever the client accepts and the items are."""
+    assert form(http(stage, stream=stream).get("/", headers={"accept": accept})) == stream
+
+
+def test_a_form_that_there_is_not_is_refused() -> None:
+    """``options(stream=...)`` takes one of three."""
+    with pytest.raises(rc.CompositionError, match="'sse', 'ndjson', 'raw'"):
+        rc.pipeline(words).options(stream="xml")
+
+
+def events() -> Iterator[Any]:
+    yield rc.Event({"n": 1}, event="delta", id="1")
+    yield rc.Event("two\nlines", id="2")
+    yield "[DONE]"
+
+
+def test_items_may_name_and_number_their_events() -> None:
+    """``rc.Event`` sets SSE's fields; in the other forms its data is the item."""
+    assert http(events, stream="sse").get("/").text == (
+        'event: delta\nid: 1\ndata: {"n":1}\n\nid: 2\ndata: two\ndata: lines\n\ndata: [DONE]\n\n'
+    )
+    lines = http(events, stream="ndjson").get("/").text.splitlines()
+    assert [json.loads(line) for line in lines] == [{"n": 1}, "two\nlines", "[DONE]"]
+    assert http(events, stream="raw").get("/").text == '{"n":1}two\nlines[DONE]'
+    assert list(rc.local(rc.pipeline(events)).stream())[1] == rc.Event("two\nlines", id="2")
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "\r", "\0", 5])
+@pytest.mark.parametrize("field", ["event", "id"])
+def test_an_events_fields_are_of_one_line(field: str, text: Any) -> None:
+    """What would forge another field is refused where the event is made."""
+    with pytest.raises(ValueError, match=field):
+        rc.Event("data", **{field: text})
+
+
+def split_character() -> Iterator[bytes]:
+    for byte in "aé€".encode():
+        yield bytes([byte])
+
+
+def not_text() -> Iterator[bytes]:
+    yield b"text"
+    yield b"\xff"
+    yield b"more"
+
+
+def test_bytes_are_text_where_the_form_is_text() -> None:
+    """Bytes are decoded across items, so that no character breaks; what is no text is an error."""
+    lines = http(split_character, stream="ndjson").get("/").text.splitlines()
+    assert "".join(map(json.loads, lines)) == "aé€"
+    text = http(split_character, stream="sse").get("/").text
+    assert "".join(re.findall("data: (.*)", text)) == "aé€"
+    first, error = map(json.loads, http(not_text, stream="ndjson").get("/").text.splitlines())
+    assert first == "text"
+    assert error["error"]["stage"] == "not_text"
+    *_, last = http(not_text, stream="sse").get("/").text.removesuffix("\n\n").split("\n\n")
+    assert last.startswith("event: error\n")
+    assert http(not_text).get("/").content == b"text\xffmore"
+
+
+def test_what_is_no_text_is_json_amid_raw_text() -> None:
+    """An object after a str in raw text is JSON, not Python's way to write it."""
+
+    def stage() -> Iterator[Any]:
+        yield "text "
+        yield {"a": None}
+
+    assert http(stage).get("/").text == 'text {"a":null}'
+
+
+def test_one_result_is_one_item() -> None:
+    """Where one branch streams and another gives one value, ``stream()`` gives that one."""
+    app = rc.switch("at", {"many": lambda x: x["n"], "one": lambda x: x["n"]})
+    mixed = rc.switch("at", {"many": rc.pipeline(lambda x: x["n"], count), "one": lambda x: "one"})
+    client = rc.local(mixed)
+    assert list(client.stream({"at": "many", "n": 2})) == [0, 1]
+    assert list(client.stream({"at": "one"})) == ["one"]
+    with pytest.raises(TypeError, match="does not stream"):
+        list(rc.local(app).stream({"at": "one", "n": 1}))
+
+
+def count(n: int) -> Iterator[int]:
+    yield from range(n)

@@ -35,7 +35,7 @@ from support.producers import (
 
 import raycompose as rc
 from raycompose.flow.streams import IN_FLIGHT
-from raycompose.http import responses
+from raycompose.http import streaming
 
 pickle_by_value(__name__)
 pytestmark = pytest.mark.usefixtures("word")
@@ -292,7 +292,7 @@ async def _asgi(client: Any, sent: Callable[[dict[str, Any]], Any] | None = None
 
 def test_a_quiet_event_stream_gets_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The producer is silent until a keep-alive comment was sent; then its item follows."""
-    monkeypatch.setattr(responses, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.02)
     kept_alive = threading.Event()
 
     def quiet() -> Iterator[int]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from raycompose import _serve
@@ -21,9 +22,9 @@ from raycompose.errors import RayComposeError, failed_stage
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import DeadlinePassed, Pulls, before
 from raycompose.graph.targets import items_of, result_of
+from raycompose.http.ingress import NO_STREAM, Ingress
 
 T = TypeVar("T")
-NO_STREAM = "this pipeline does not stream: use client.call(...)"
 
 
 class Client(ABC):
@@ -165,21 +166,31 @@ class _Remote(Client):
     def __init__(self, handle: DeploymentHandle[Any], app_name: str) -> None:
         self._handle: Any = handle
         self._app_name = app_name
+        self._fronts_pipeline = True  # until it turns out that it does not
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return await result_of(self._handle.remote(*args, **kwargs))
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Called in here, on the background loop, where Ray's router may need a running loop.
-        items = items_of(self._handle.options(stream=True).remote(*args, **kwargs))
-        async with aclosing(items):
-            try:
+        handle = self._handle.options(stream=True)
+        if self._fronts_pipeline:
+            handle = handle.options(method_name=Ingress.raycompose_stream.__name__)
+        items = items_of(handle.remote(*args, **kwargs))
+        try:
+            async with aclosing(items):
                 async for item in items:
                     yield item
-            except TypeError as error:
-                if failed_stage(error) is not None or not _serve.did_not_stream(error):
-                    raise
-                raise TypeError(NO_STREAM) from None
+        except TypeError as error:
+            if failed_stage(error) is not None or not _serve.did_not_stream(error):
+                raise
+            raise TypeError(NO_STREAM) from None
+        except RayServeException as error:
+            if not self._fronts_pipeline or not _serve.has_no_method(error):
+                raise
+            self._fronts_pipeline = False
+            async for item in self._stream(args, kwargs):
+                yield item
 
     @property
     def handle(self) -> DeploymentHandle[Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import weakref
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raycompose import _serve
-from raycompose.client.client import NO_STREAM, Client
+from raycompose.client.client import Client
 from raycompose.compose.checks import check_constructor
 from raycompose.compose.pipeline import Pipeline, pipeline
 from raycompose.errors import RayComposeError
@@ -23,7 +24,7 @@ from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.opening import OpenGraph, connected, open_graph, retarget
 from raycompose.graph.signatures import Signature, is_generator
 from raycompose.graph.targets import Deployed, Hosted, Inline, Running, Target, Task
-from raycompose.http.ingress import Ingress
+from raycompose.http.ingress import NO_STREAM, Ingress
 
 _FRONT: Any = serve.deployment(Ingress, max_ongoing_requests=1000)
 """Where functions run."""
@@ -65,24 +66,22 @@ class LocalClient(Client):
         self._end.atexit = False  # the background loop ends with all that runs on it
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = await self._called(args, kwargs)
+        self._check_open()
+        result = await self._ingress(*args, **kwargs)
         if hasattr(result, "__anext__"):
             await result.aclose()
             raise TypeError("this pipeline streams: use client.stream(...)")
         return result
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = await self._called(args, kwargs)
-        if not hasattr(result, "__anext__"):
-            raise TypeError(NO_STREAM)
-        async with aclosing(result) as items:
+        self._check_open()
+        async with aclosing(self._ingress.raycompose_stream(*args, **kwargs)) as items:
             async for item in items:
                 yield item
 
-    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _check_open(self) -> None:
         if not self._end.alive:
             raise RayComposeError(f"{self!r} is closed: open another with rc.local(app)")
-        return await self._ingress(*args, **kwargs)
 
     @property
     def asgi(self) -> ASGIApp:
@@ -130,6 +129,15 @@ class FastAPIApp:
         if is_generator(self._host.method(method)):
             return called.stream(args, kwargs, Context())
         return await called.call(args, kwargs, Context())
+
+    async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Call one of its methods for its items, as the pipelines' ingress does."""
+        result = await self(*args, **kwargs)
+        if not hasattr(result, "__anext__"):
+            raise TypeError(NO_STREAM)
+        async with aclosing(result) as items:
+            async for item in items:
+                yield item
 
     async def http(self, request: Request) -> ASGIApp:
         """Return what answers an HTTP request."""
@@ -187,12 +195,16 @@ class _ASGIBridge:
             await _lifespan(receive, send)
             return
         here = asyncio.get_running_loop()
-        received: asyncio.Queue[Any] = asyncio.Queue()
+        received = _Received()
+        sent = False
 
         async def receive_there() -> Any:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(received.get(), here))
 
         async def send_there(message: Any) -> None:
+            nonlocal sent
+            # Known before it is sent: the client may leave at once.
+            sent = message["type"] == "http.response.body" and not message.get("more_body", False)
             sending: Any = send(message)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, here))
 
@@ -204,22 +216,40 @@ class _ASGIBridge:
         listening = asyncio.ensure_future(_receive_all(receive, received))
         try:
             await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():  # else the client has gone
-                answering.result()
+            if answering.done() or sent:  # else the client has left without its answer
+                await answering  # to the end of the response's background tasks
         finally:
             await cancel(answering, listening)
 
 
-async def _receive_all(receive: Receive, received: "asyncio.Queue[Any]") -> None:
+class _Received:
+    """What a server has received for a request, and then that the client has left, for ever."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._left: Any = None
+
+    def put(self, message: Any) -> None:
+        if message["type"] == "http.disconnect":
+            self._left = message
+        self._messages.put_nowait(message)
+
+    async def get(self) -> Any:
+        if self._messages.empty() and self._left is not None:
+            return self._left
+        return await self._messages.get()
+
+
+async def _receive_all(receive: Receive, received: _Received) -> None:
     """Pass the body's messages on, and return when the client disconnects."""
     more = True
     while more:
         message = await receive()
-        received.put_nowait(message)
+        received.put(message)
         more = message["type"] == "http.request" and message.get("more_body", False)
     if message["type"] == "http.request":
         message = await receive()  # nothing but the disconnect can follow the body
-        received.put_nowait(message)
+        received.put(message)
     if message["type"] != "http.disconnect":
         await asyncio.Event().wait()
 

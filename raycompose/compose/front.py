@@ -13,7 +13,8 @@ from raycompose.errors import CompositionError
 from raycompose.graph.hosting import HostedDeployment
 from raycompose.graph.nodes import Node
 from raycompose.graph.opening import hosted_deployments
-from raycompose.http.ingress import Ingress, Settings
+from raycompose.http.ingress import Ingress
+from raycompose.http.settings import Settings
 
 Options = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ from typing import Any
 from ray.serve import Application
 from typing_extensions import Unpack
 
-from raycompose.compose.pipeline import Pipeline, pipeline, stage
+from raycompose.compose.pipeline import Pipeline, piped, pipeline, stage
 from raycompose.compose.stages import StageOptions
 from raycompose.errors import RayComposeError
 
@@ -17,7 +17,8 @@ def then(self: Application, target: Any, **options: Unpack[StageOptions]) -> Pip
 
 
 def _or(self: Application, target: Any) -> Pipeline[Any, Any]:
-    return pipeline(self, target)
+    made: Pipeline[Any, Any] = piped(self, target)
+    return made
 
 
 ADDED: dict[str, Callable[..., Any]] = {"then": then, "__or__": _or}

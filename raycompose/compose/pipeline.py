@@ -3,7 +3,7 @@
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
-from ray.serve import Deployment
+from ray.serve import Application, Deployment
 from typing_extensions import Unpack
 
 from raycompose import _serve
@@ -20,7 +20,8 @@ from raycompose.graph.nodes import Node, named
 from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.signatures import PassBy
-from raycompose.http.ingress import Embedded, Settings
+from raycompose.http.ingress import Embedded
+from raycompose.http.settings import Settings
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
@@ -84,7 +85,8 @@ class Pipeline(Composed, Generic[In, Out]):
     @overload
     def __or__(self, target: Any) -> "Pipeline[In, Any]": ...
     def __or__(self, target: Any) -> "Pipeline[In, Any]":
-        return pipeline(self, target)
+        made: Pipeline[In, Any] = piped(self, target)
+        return made
 
     def __ror__(self, target: Any) -> "Pipeline[Any, Out]":
         return pipeline(target, self)
@@ -96,7 +98,8 @@ class Pipeline(Composed, Generic[In, Out]):
             options: What ``Deployment.options`` takes (``name``, ``num_replicas``,
                 ``max_ongoing_requests``, ``autoscaling_config``, ``ray_actor_options``, ...), and
                 ``debug=True`` to show error messages to HTTP clients, ``max_body_bytes`` to limit
-                what they may send.
+                what they may send, ``stream="sse"``, ``"ndjson"`` or ``"raw"`` to send streams in
+                that form whatever they accept.
 
         Raises:
             CompositionError: There is no such option, or Ray refuses its value.
@@ -231,6 +234,22 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]:
     options = targets[0].given if isinstance(targets[0], Pipeline) else {}
     root = steps[0] if len(steps) == 1 else Sequence("", tuple(with_gates(steps)))
     return Pipeline(root, options)
+
+
+def piped(app: Application, target: Any) -> Any:
+    """Return ``app | target``; what is no stage may have an ``__ror__`` of its own that takes it.
+
+    Raises:
+        CompositionError: It has none, or does not take an application either.
+    """
+    try:
+        return pipeline(app, target)
+    except CompositionError:
+        own = None if isinstance(target, Composed) else getattr(type(target), "__ror__", None)
+        made = NotImplemented if own is None else own(target, app)
+        if made is NotImplemented:
+            raise
+        return made
 
 
 @overload

@@ -12,10 +12,15 @@ from starlette.exceptions import HTTPException
 from raycompose import _serve
 from raycompose.errors import MARKS, StageError, add_note, arguments_of, reborn
 
-_ADVICE: dict[type[Exception], str] = {
-    ObjectLostError: "the process that held the result is gone: run the stage again (retry=...)",
-    TaskCancelledError: "the call behind this reference was cancelled, so it has no result",
-}
+_ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
+    (ObjectLostError, "",
+     "the process that held the result is gone: run the stage again (retry=...)"),
+    (TaskCancelledError, "",
+     "the call behind this reference was cancelled, so it has no result"),
+    (TypeError, "generator' object",
+     "a replica can send neither a generator that it returns nor a StreamingResponse: "
+     "yield the items in the stage itself, and the pipeline streams them"),
+)  # fmt: skip
 
 
 def users_error(error: BaseException) -> BaseException:
@@ -27,8 +32,12 @@ def users_error(error: BaseException) -> BaseException:
     cause = _serve.unwrap(error)
     if (text := _serve.text_of_unsendable(cause)) is not None:
         return restored(text)
-    for kind, note in _ADVICE.items():
-        if isinstance(cause, kind) and note not in getattr(cause, "__notes__", ()):
+    for kind, text, note in _ADVICE:
+        if (
+            isinstance(cause, kind)
+            and text in str(cause)
+            and note not in getattr(cause, "__notes__", ())
+        ):
             add_note(cause, note)
     return cause
 

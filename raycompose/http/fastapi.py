@@ -1,5 +1,6 @@
 """The answers of a pipeline's own edge, in the FastAPI app of an ingress that embeds pipelines."""
 
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -14,7 +15,8 @@ from raycompose import _serve
 from raycompose.errors import TRANSIENT, HTTPError, failed_stage
 from raycompose.graph.context import Context
 from raycompose.http.ingress import embedded_timings_s
-from raycompose.http.responses import error_response, server_timing
+from raycompose.http.problems import error_response, problem
+from raycompose.http.responses import server_timing
 
 
 def install(app: Any) -> None:
@@ -75,5 +77,5 @@ class _HTTPErrors:
 
 async def _answer(request: Request, error: Exception) -> Response:
     serve = _serve.request_context()
-    timings_s = embedded_timings_s.get() or {}
-    return error_response(error, Context("embedded", serve.request_id, timings_s=timings_s))
+    ctx = Context("embedded", serve.request_id)
+    return error_response(error, partial(problem, ctx=ctx, giver=None, debug=False))

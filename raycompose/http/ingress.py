@@ -2,19 +2,21 @@
 
 import asyncio
 import dataclasses
+import itertools
+import uuid
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
+from starlette.types import Scope
 
 from raycompose import _serve
-from raycompose.errors import RayComposeError
+from raycompose.errors import HTTPError, RayComposeError
 from raycompose.flow.arguments import pack
 from raycompose.flow.failures import sendable
 from raycompose.flow.request import Request
@@ -22,40 +24,23 @@ from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Each
 from raycompose.graph.calling import refuse_generator
 from raycompose.graph.context import Context
-from raycompose.graph.limits import is_count
-from raycompose.graph.nodes import Node
+from raycompose.graph.nodes import Node, stages
 from raycompose.graph.opening import OpenGraph, open_graph
 from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.wrappers import Gated, Limited, Named
 from raycompose.http.decoding import Decoder
-from raycompose.http.responses import error_response, respond
+from raycompose.http.problems import error_response, problem
+from raycompose.http.responses import add_timing, refuse_application, whole
+from raycompose.http.settings import Settings
+from raycompose.http.streaming import streamed
+
+NO_STREAM = "this pipeline does not stream: use client.call(...)"
+_PROCESS = uuid.uuid4().hex[:12]
+_requests = itertools.count(1)
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What ``.options(...)`` sets of the edge rather than of the deployment.
-
-    Args:
-        pipeline: The front deployment's name.
-        debug: Show an internal error's message and traceback to HTTP clients.
-        max_body_bytes: The longest request body that is accepted.
-    """
-
-    pipeline: str = "Pipeline"
-    debug: bool = False
-    max_body_bytes: int = 64 * 1024 * 1024
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.debug, bool):
-            raise ValueError(f"debug={self.debug!r} must be True or False")
-        if not is_count(self.max_body_bytes):
-            raise ValueError(
-                f"max_body_bytes={self.max_body_bytes!r} must be a whole number, 1 or more"
-            )
 
 
 class Ingress:
@@ -74,6 +59,8 @@ class Ingress:
         self._settings = settings
         first, signature = _leading(root), root.first.signature if root.first else None
         self._decode = Decoder(signature, settings.max_body_bytes, isinstance(first, Each))
+        self._any_path = any(stage.signature.takes == "request" for stage in stages(root))
+        self._exits = tuple(stage.name for stage in root.exits)
         self._is_hosted = _serve.is_hosted()
         self._in_replica = _serve.in_replica() and not self._is_hosted
         self._graph = open_graph(root, _serve.own_user_config())
@@ -88,24 +75,70 @@ class Ingress:
         if len(args) == 1 and type(args[0]) is StarletteRequest and not kwargs:
             return await self.http(args[0])
         ctx = self._context()
+        result = await self._called(args, kwargs, ctx)
+        return _items(result, ctx) if isinstance(result, Stream) else result
+
+    async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Answer one call that wants items: one, where a branch gives one result.
+
+        Raises:
+            TypeError: The pipeline never streams.
+        """
+        if not self._graph.root.streams:
+            raise TypeError(NO_STREAM)
+        ctx = self._context()
+        async with aclosing(_items(await self._called(args, kwargs, ctx), ctx)) as items:
+            async for item in items:
+                yield item
+
+    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context) -> Any:
         try:
             result = await run(self._graph.root, pack(args, kwargs), ctx)
+            refuse_application(result, self._giver(ctx))
         except Exception as error:
             raise (sendable(error) if self._in_replica else error) from error.__cause__
-        return _generator(result, ctx) if isinstance(result, Stream) else result
+        return result
 
     async def http(self, request: StarletteRequest) -> Response:
         """Answer an HTTP request, whatever happens."""
         if not self._in_replica:
             _serve.receive_request(request.headers, request.url.path)
         ctx = self._context()
+        if not self._in_replica:
+            ctx.request_id = request.headers.get("x-request-id", ctx.request_id)
+        debug = self._settings.debug
+
+        def report(error: Exception) -> dict[str, Any]:
+            return problem(error, ctx, self._giver(ctx), debug=debug)
+
+        def broken(error: Exception) -> dict[str, Any]:
+            ctx.count_failure(error)
+            return report(error)
+
         try:
+            self._check_path(request.scope)
             value = await self._decode(request)
             ctx.http_scope = Request(request.scope, b"").scope
             result = await run(self._graph.root, value, ctx)
-            return await respond(result, request, ctx, debug=self._settings.debug)
+            if isinstance(result, Stream):
+                accept = request.headers.get("accept", "")
+                response: Response = await streamed(result, accept, self._settings.stream, broken)
+            else:
+                response = whole(result)
         except Exception as error:
-            return error_response(error, ctx, debug=self._settings.debug)
+            response = error_response(error, report)
+        return add_timing(response, ctx)
+
+    def _giver(self, ctx: Context) -> str | None:
+        """The stage that gave the result, where that is clear."""
+        ran = [name for name in self._exits if name in ctx.timings_s] or self._exits
+        return ran[0] if len(ran) == 1 else None
+
+    def _check_path(self, scope: Scope) -> None:
+        """Refuse a path below the pipeline's, unless a stage takes the request, to look at it."""
+        path, prefix = scope["path"], scope.get("root_path", "").rstrip("/")
+        if not self._any_path and path.removeprefix(prefix) not in ("", "/"):
+            raise HTTPError(404, f"the pipeline answers at {prefix or '/'}, and nothing below it")
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None, rank: Any = None) -> None:
         """Give each fused stage its part of the front deployment's ``user_config``.
@@ -139,7 +172,10 @@ class Ingress:
         return self.close() if awaits else None
 
     def _context(self) -> Context:
-        return _context(self._settings.pipeline, self._graph)
+        ctx = _context(self._settings.pipeline, self._graph)
+        if not ctx.request_id:  # on the local engine
+            ctx.request_id = f"{_PROCESS}-{next(_requests)}"
+        return ctx
 
 
 embedded_timings_s: ContextVar[dict[str, float] | None] = ContextVar(
@@ -205,14 +241,12 @@ class Embedded(Generic[In, Out]):
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Run the pipeline and give its items as they come."""
+        if not self._root.streams:
+            raise TypeError(NO_STREAM)
         graph = self._graph
         ctx = _embedded_context(graph)
         result = await run(graph.root, pack(args, kwargs), ctx)
-        if not isinstance(result, Stream):
-            raise TypeError(
-                f"this pipeline does not stream, it gave {type(result).__name__}: call it instead"
-            )
-        async with aclosing(_generator(result, ctx)) as items:
+        async with aclosing(_items(result, ctx)) as items:
             async for item in items:
                 yield item
 
@@ -242,11 +276,14 @@ async def run(root: Node, value: Any, ctx: Context) -> Any:
         raise
 
 
-async def _generator(stream: Stream[Any], ctx: Context) -> Any:
-    """What Ray Serve takes for a streaming result: an async generator."""
+async def _items(result: Any, ctx: Context) -> AsyncGenerator[Any, None]:
+    """The items of a stream; a result that is none is the one item."""
+    if not isinstance(result, Stream):
+        yield result
+        return
     try:
-        async with aclosing(stream):
-            async for item in stream:
+        async with aclosing(result):
+            async for item in result:
                 yield item
     except Exception as error:
         ctx.count_failure(error)

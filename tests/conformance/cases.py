@@ -66,6 +66,22 @@ class Overdrawn(Exception):
         self.missing = missing
 
 
+class Forgetful(Exception):
+    """A user's exception that Python cannot make again from its ``args``."""
+
+    def __init__(self, account: str, *, missing: int) -> None:
+        super().__init__(f"{account} lacks {missing}")
+        self.missing = missing
+
+
+class NotReady(rc.HTTPError):
+    """A user's HTTP error, with arguments of its own."""
+
+    def __init__(self, what: str, *, hint: str) -> None:
+        super().__init__(425, f"{what} is not ready")
+        self.hint = hint
+
+
 @dataclass
 class Point:
     x: int
@@ -115,6 +131,14 @@ def overdraw(missing: int) -> int:
     raise Overdrawn("savings", missing)
 
 
+def forget(missing: int) -> int:
+    raise Forgetful("savings", missing=missing)
+
+
+def not_ready(what: str) -> Any:
+    raise NotReady(what, hint="wait")
+
+
 async def refuse(x: Any) -> Any:
     raise rc.HTTPError(404, f"no {x}")
 
@@ -146,6 +170,14 @@ def gotten(ref: rc.Ref[int]) -> int:
 async def asks(request: Request) -> Any:
     json: Any = request.json()  # awaitable, and what awaiting gives
     return {"data": (await json)["data"], "again": json["data"]}
+
+
+async def nested_json(request: Request) -> Any:
+    return {"got": [request.json(), [(await request.json())["data"] == 2]]}
+
+
+def first_of(x: Any, y: Any = None) -> Any:
+    return x
 
 
 def asks_at_once(request):  # type: ignore[no-untyped-def]  # the parameter's name alone decides
@@ -239,6 +271,9 @@ class Numbers:
     def overdraw(self, missing: int) -> int:
         raise Overdrawn("current", missing)
 
+    def not_ready(self, what: str) -> Any:
+        raise NotReady(what, hint="wait")
+
     def refuse(self, x: Any) -> Any:
         raise rc.HTTPError(409, {"taken": x})
 
@@ -283,6 +318,9 @@ class Async:
 
     async def asks(self, request: Request) -> Any:
         return (await request.json())["data"] + 1
+
+    async def nested_json(self, request: Request) -> Any:
+        return [request.json(), await request.json()]
 
     async def up_to(self, n: int) -> AsyncIterator[int]:
         for i in range(n):
@@ -586,6 +624,14 @@ UNARY = [
     Case(name="an error in a named pipeline",
          graph=rc.stage(rc.pipeline(add_one, rc.stage(fail, name="inner")), name="outer"), input=1,
          error=ValueError, failed_stage="inner", status=500),
+    Case(name="an HTTP error with arguments of its own",
+         graph=rc.stage(not_ready, name="mine"), input="m", error=NotReady, failed_stage="mine",
+         status=425, detail="m is not ready"),
+    Case(name="a deployment's HTTP error with arguments of its own",
+         graph=method(NUMBERS, "not_ready", name="mine"), input="m", error=NotReady,
+         failed_stage="mine", status=425, detail="m is not ready"),
+    Case(name="an exception that forgets its arguments", graph=rc.stage(forget, name="mine"),
+         input=3, error=Forgetful, failed_stage="mine", status=500),
     Case(name="an HTTP error", graph=rc.pipeline(add_one, rc.stage(broken, name="b")), input=1,
          error=rc.HTTPError, failed_stage="b", status=503, detail={"reason": "broken"}),
     Case(name="a deployment's HTTP error", graph=method(NUMBERS, "refuse", name="r"), input="seat",
@@ -620,7 +666,24 @@ UNARY = [
     Case(name="a request's body is a mapping as it is",
          graph=rc.pipeline(rc.parallel(b=add_one, a=double), asks_for_keys), input=1,
          result=["a", "b"]),
+    Case(name="a request's JSON is plain, awaited or not", graph=rc.pipeline(add_one, nested_json),
+         input=1, result={"got": [{"data": 2}, [True]]}),
+    Case(name="a replica's request's JSON is plain",
+         graph=rc.pipeline(add_one, method(ASYNC, "nested_json")), input=1,
+         result=[{"data": 2}, {"data": 2}]),
+    # A mapping of the arguments
+    Case(name="parallel gives a function its arguments",
+         graph=rc.pipeline(rc.parallel(base=add_one, exponent=double), power), input=1, result=4),
+    Case(name="parallel gives a replica's method its arguments",
+         graph=rc.pipeline({"greeting": rc.passthrough, "name": str.upper},
+                           method(ASYNC, "greet")), input="hey", result="hey, HEY",
+         body="hey, HEY"),
+    Case(name="a mapping whose names do not fit is one value",
+         graph=rc.pipeline({"a": add_one, "b": double}, first_of), input=1,
+         result={"a": 2, "b": 2}),
     # Results
+    Case(name="not a number is null", graph=lambda x: {"x": [float("inf"), x]}, input=1,
+         result={"x": [float("inf"), 1]}, body={"x": [None, 1]}),
     Case(name="nothing", graph=lambda x: None, result=None, body=""),
     Case(name="text", graph=str.upper, input="abc", result="ABC"),
     Case(name="bytes", graph=lambda x: x.encode(), input="abc", result=b"abc", body="abc"),

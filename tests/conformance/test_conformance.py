@@ -78,8 +78,11 @@ def _check_problem(problem: dict[str, Any], case: Case, status: int) -> None:
     assert _without_number(problem["stage"]) == case.failed_stage
     if isinstance(case.detail, str):
         assert case.detail in problem["detail"]
+    elif case.detail is None:
+        assert "detail" not in problem
     else:
-        assert problem.get("detail") == case.detail
+        assert problem["data"] == case.detail
+        assert isinstance(problem["detail"], str)
 
 
 @_by_name(UNARY)

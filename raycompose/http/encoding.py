@@ -1,0 +1,54 @@
+"""Values become JSON."""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from raycompose import _serve
+from raycompose.errors import RayComposeError
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_FAILURES = (AttributeError, RecursionError, TypeError, ValueError)
+
+
+class UnsendableError(RayComposeError):
+    """What a stage gave has no form in HTTP."""
+
+
+def json_text(value: Any) -> bytes:
+    """Return a value as Ray Serve sends it, with ``null`` for the floats that JSON does not have.
+
+    Raises:
+        UnsendableError: JSON cannot hold it.
+    """
+    try:
+        return _ENCODER.encode(value).encode()
+    except _FAILURES:  # not plain, or not finite
+        pass
+    try:
+        return _ENCODER.encode(_finite(_serve.jsonable(value))).encode()
+    except _FAILURES as error:
+        raise UnsendableError(
+            f"gave {_culprit(value)}, which JSON cannot hold: return a dict, a list, text, a "
+            "number, a pydantic model, a dataclass, a NumPy array, bytes or a starlette Response"
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _culprit(value: Any, depth: int = 0) -> str:
+    """The type of what is inside a value that cannot be encoded, and where it is."""
+    parts = value.values() if isinstance(value, Mapping) else value
+    for part in parts if isinstance(parts, Collection) and depth < 50 else ():
+        try:
+            _serve.jsonable(part)
+        except _FAILURES:
+            return f"{_culprit(part, depth + 1)} in a {type(value).__name__}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

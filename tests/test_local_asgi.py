@@ -1,0 +1,114 @@
+"""``rc.local(app).asgi``: an ASGI app that any server runs, as the deployed pipeline answers."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+import uvicorn
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.testclient import TestClient
+from support.cluster import free_port
+from support.waiting import until
+
+import raycompose as rc
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """Run uvicorn with an ASGI app, and give its URL."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_uvicorn_runs_it() -> None:
+    """``uvicorn.run(rc.local(app).asgi)`` answers, again and again on one connection."""
+    with served(rc.local(rc.pipeline(lambda x: x + 1)).asgi) as url, requests.Session() as session:
+        assert [session.post(url, json=n).json() for n in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "TestClient"])
+def test_background_tasks_of_a_response_run_to_their_end(server: str) -> None:
+    """A response's background task goes on when the client has its answer and has left."""
+    done = []
+
+    async def task() -> None:
+        await asyncio.sleep(0.2)
+        done.append(True)
+
+    async def stage(x: Any) -> JSONResponse:
+        return JSONResponse(x, background=BackgroundTask(task))
+
+    asgi = rc.local(rc.pipeline(stage)).asgi
+    if server == "uvicorn":
+        with served(asgi) as url:
+            assert requests.post(url, json=1, headers={"connection": "close"}).json() == 1
+            until(lambda: done)
+    else:
+        assert TestClient(asgi).post("/", json=1).json() == 1
+        until(lambda: done)
+
+
+def test_a_stage_sees_when_the_client_leaves() -> None:
+    """``is_disconnected()`` is false until the client has left, and then the stage is stopped."""
+    asked: list[bool] = []
+    stopped = threading.Event()
+
+    async def stage(request: Request) -> AsyncIterator[str]:
+        try:
+            while not await request.is_disconnected():
+                asked.append(False)
+                yield "here\n"
+                await asyncio.sleep(0.01)
+        finally:
+            stopped.set()
+
+    with served(rc.local(rc.pipeline(stage)).asgi) as url:
+        with requests.post(url, json=1, stream=True) as response:
+            lines = response.iter_lines()
+            assert [next(lines) for _ in range(5)] == [b"here"] * 5
+        assert stopped.wait(30)
+    assert len(asked) >= 5
+
+
+def test_a_request_has_an_id() -> None:
+    """An error names its request, by the id that the sender gave it or by one of its own."""
+
+    def stage(x: Any) -> Any:
+        raise ValueError
+
+    client = TestClient(rc.local(rc.pipeline(stage)).asgi)
+    ids = [client.post("/", json=1).json()["request_id"] for _ in range(2)]
+    assert len(set(ids)) == 2
+    mine = client.post("/", json=1, headers={"x-request-id": "mine"})
+    assert mine.json()["request_id"] == "mine"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_without_a_body_leaves_the_connection_in_order(status: int) -> None:
+    """A status that allows no body has none, and the connection's next request is answered."""
+
+    def stage(what: Any) -> Any:
+        if what == "raise":
+            raise HTTPException(status)
+        return JSONResponse("body", status_code=status) if what == "return" else what
+
+    with served(rc.local(rc.pipeline(stage)).asgi) as url, requests.Session() as session:
+        for what in ("raise", "return", "raise"):
+            response = session.post(url, json=what)
+            assert (response.status_code, response.content) == (status, b"")
+            assert session.post(url, json=[what]).json() == [what]
