@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from ray import serve
+from ray._private import worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient, async_task_id  # type: ignore[attr-defined]  # Cython
@@ -339,6 +340,11 @@ def show_worker_logs(show: Callable[[dict[str, Any]], None]) -> None:
     global_worker_stdstream_dispatcher.add_handler("raycompose", show)
 
 
+def hush_worker_logs() -> None:
+    """Show nothing more of what workers write: how Serve's own end is nobody's concern."""
+    worker._worker_logs_enabled = False
+
+
 def deploy_config(config: Mapping[str, Any]) -> None:
     """Deploy a Serve config's applications on the running Serve, without waiting for them."""
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
@@ -478,6 +484,7 @@ __all__ = [
     "detached",
     "did_not_stream",
     "encode_body",
+    "hush_worker_logs",
     "in_replica",
     "is_batched",
     "is_fastapi_ingress",

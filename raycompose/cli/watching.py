@@ -90,6 +90,8 @@ class Watch:
 
         def show(deployments: list[Any], total: Any, free: Any) -> None:
             now = time.monotonic()
+            if not told:  # what is up from the first is the version before
+                told.update({d.name: 0 for d in deployments if is_up(d)})
             for d in deployments:
                 if is_up(d) and told.get(d.name) != 0:
                     told[d.name] = 0
