@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from conftest import free_port
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
+from support.cluster import free_port
 from typer.testing import CliRunner, Result
 
 import raycompose as rc

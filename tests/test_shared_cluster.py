@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import requests
-from conftest import free_port
+from support.cluster import free_port
 
 import raycompose as rc
 from raycompose.client import cluster as clusters
