@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import ray
 from fastapi.encoders import jsonable_encoder
 from ray import serve
+from ray._private import worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient, async_task_id  # type: ignore[attr-defined]  # Cython
@@ -732,6 +733,11 @@ def show_worker_logs(show: Callable[[dict[str, Any]], None]) -> None:
     global_worker_stdstream_dispatcher.add_handler("raycompose", show)
 
 
+def hush_worker_logs() -> None:
+    """Show nothing more of what workers write: how Serve's own end is nobody's concern."""
+    worker._worker_logs_enabled = False
+
+
 def deploy_config(config: Mapping[str, Any]) -> None:
     """Deploy a Serve config's applications on the running Serve, without waiting for them."""
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
@@ -893,6 +899,7 @@ __all__ = [
     "handle_to",
     "has_no_method",
     "hosted_definition",
+    "hush_worker_logs",
     "in_replica",
     "is_batched",
     "is_fastapi_ingress",

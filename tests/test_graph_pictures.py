@@ -8,6 +8,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,3 +306,12 @@ def _through(start: tuple[float, float], end: tuple[float, float], box: Box) -> 
         and top < box.y + box.height - 0.5
         and bottom > box.y + 0.5
     )
+
+
+def test_the_readme_s_picture_is_its_pipeline_s() -> None:
+    """``docs/pipeline.svg`` is what ``app.graph.svg()`` gives for the README's first block."""
+    root = Path(__file__).parents[1]
+    block = (root / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), namespace)
+    assert (root / "docs" / "pipeline.svg").read_text() == namespace["app"].graph.svg()

@@ -63,6 +63,18 @@ def test_running_tells_where_serve_listens(deploy: Deploy) -> None:
     ]
 
 
+def test_applications_tell_how_far_each_deployment_is(deploy: Deploy) -> None:
+    """``get_serve_details`` gives status, replicas and what each asks for."""
+    client = deploy(Echo.bind())
+    name = str(client).split("'")[1]
+    state = _serve.applications()[name]
+    assert (state.status, state.declared) == ("RUNNING", False)
+    deployment = state.deployments[0]
+    assert deployment.status == "HEALTHY"
+    assert (deployment.wanted, deployment.running, deployment.placed) == (1, 1, 1)
+    assert set(deployment.needs) <= {"CPU"}
+
+
 def test_inside_a_replica_the_request_context_has_the_ids(handles: Handles) -> None:
     """In a replica the context has the request's id, the application and the model id."""
     context = handles.echo.options(

@@ -493,6 +493,57 @@ def test_cluster_address_without_an_environment(
     assert _serve.cluster_address(None) == "192.0.2.2:6379"
 
 
+def test_a_cluster_answers_what_no_other_server_does(cluster: None) -> None:
+    """``GcsClient`` is what tells a Ray cluster from whatever listens there."""
+    _serve.ask_cluster(ray.get_runtime_context().gcs_address)
+
+
+def test_what_workers_write_is_shown_by_whom_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``global_worker_stdstream_dispatcher`` passes on what Ray itself would print."""
+    dispatcher = vars(_serve)["global_worker_stdstream_dispatcher"]
+    monkeypatch.setattr(dispatcher, "handlers", [("ray_print_logs", print)])
+    shown: list[dict[str, Any]] = []
+    _serve.show_worker_logs(lambda data: None)
+    _serve.show_worker_logs(shown.append)
+    dispatcher.emit({"actor_name": "ServeReplica:a:b", "lines": ["x"]})
+    assert shown == [{"actor_name": "ServeReplica:a:b", "lines": ["x"]}]
+    assert [name for name, _ in dispatcher.handlers] == ["raycompose"]
+
+
+def test_worker_logs_can_be_hushed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``_worker_logs_enabled`` of Ray's ``worker`` module."""
+    monkeypatch.setattr(vars(_serve)["worker"], "_worker_logs_enabled", True)
+    data = {"pid": "raylet", "lines": ["x"], "ip": "", "localhost": ""}
+    vars(_serve)["worker"].print_worker_logs(data, sys.stdout)
+    assert "x" in capsys.readouterr().out
+    _serve.hush_worker_logs()
+    vars(_serve)["worker"].print_worker_logs(data, sys.stdout)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_config_is_deployed_by_the_client_of_serve(cluster: None) -> None:
+    """``deploy_apps`` takes a ``ServeDeploySchema``; tests of the command line run one."""
+    client = context._get_global_client()
+    assert "config" in inspect.signature(client.deploy_apps).parameters
+
+
+def test_the_routes_of_a_fastapi_ingress() -> None:
+    """``@serve.ingress`` keeps the FastAPI app in its constructor's closure."""
+    api = FastAPI()
+
+    @serve.deployment
+    @serve.ingress(api)
+    class Api:
+        @api.get("/items/{number}")
+        def item(self, number: int) -> int:
+            return number
+
+    assert _serve.routes_of(Api) == [("GET", "/items/{number}")]
+    assert _serve.routes_of(Echo) == []
+
+
 @pytest.mark.parametrize(
     ("value", "body", "kind"),
     [

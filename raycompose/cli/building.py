@@ -1,6 +1,7 @@
 """Applications from what a user names: an import path with arguments, or a Serve config file."""
 
 import inspect
+import logging
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -23,6 +24,16 @@ class Named:
     path: str
     app: Application
     overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def hush_serve() -> None:
+    """Have Ray Serve in this process log errors only: who calls it says the rest."""
+    # A filter, for Serve sets its logger's level when it starts.
+    logging.getLogger("ray.serve").addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def applications(options: Options) -> list[Named]:

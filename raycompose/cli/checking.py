@@ -13,7 +13,7 @@ from raycompose.client import cluster
 from raycompose.show.wording import resources, scale
 
 from .announcing import requests
-from .building import build
+from .building import build, hush_serve
 from .loading import Problem
 
 
@@ -23,6 +23,7 @@ def check(path: str, arguments: tuple[str, ...], app_dir: str, address: str | No
     Raises:
         Problem: It cannot be built, or the cluster does not answer.
     """
+    hush_serve()
     app = build(path, arguments, app_dir)
     lines = compared(asked_for(app), *_available(address))
     typer.echo(f"{_tree(app)}\n")

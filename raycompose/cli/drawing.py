@@ -8,7 +8,7 @@ import typer
 
 from raycompose.compose.picture import Graph
 
-from .building import build, graph_of
+from .building import build, graph_of, hush_serve
 from .loading import Problem
 from .options import write
 
@@ -28,6 +28,7 @@ def draw(path: str, arguments: tuple[str, ...], app_dir: str, output: str | None
     """
     if output is not None and Path(output).suffix not in _ENDINGS:
         raise Problem(f"{output}: the ending is one of {', '.join(_ENDINGS)}", status=2)
+    hush_serve()
     graph = graph_of(path, build(path, arguments, app_dir)).graph
     if output is None:
         typer.echo(str(graph))

@@ -15,6 +15,7 @@ import yaml
 from ray.serve import scripts
 
 from .building import build as build_app
+from .building import hush_serve
 from .loading import split
 from .options import write
 
@@ -25,6 +26,7 @@ def build(path: str, app_dir: str, output: str | None, image: str | None, kubera
     Raises:
         Problem: It cannot be built, or the file cannot be written.
     """
+    hush_serve()
     build_app(path, (), app_dir)  # says what is wrong in our words
     text = serve_config(path, app_dir)
     if kuberay:

@@ -14,16 +14,20 @@ from .options import Options
 _ALSO = (".yaml", ".yml", ".toml", ".json")
 
 
-def reload(options: Options, check: Callable[[], None]) -> None:
+def reload(
+    options: Options,
+    deploy: Callable[[], None],
+    fail: Callable[[Problem], None],
+    check: Callable[[], None],
+) -> None:
     """Watch for ever; what cannot be deployed is said, and waited for to be put right.
 
     Args:
         options: Those of the command.
+        deploy: Builds the applications again, and deploys them.
+        fail: Says what was wrong.
         check: Raises when the user has asked for the end.
     """
-    from .building import applications
-    from .running import deploy, fail
-
     folder = Path(options.working_dir or options.app_dir).resolve()
     filtered = PythonFilter(extra_extensions=_ALSO)
     changes = watch(folder, watch_filter=filtered, rust_timeout=500, yield_on_timeout=True)
@@ -34,7 +38,7 @@ def reload(options: Options, check: Callable[[], None]) -> None:
         typer.echo(f"\n{_named(folder, {path for _, path in changed})}: deploying again.")
         forget(Path(options.app_dir).resolve())
         try:
-            deploy(options, applications(options))
+            deploy()
         except Problem as problem:
             fail(problem)
             typer.echo("What ran before goes on, where it can. Waiting for changes.")

@@ -66,10 +66,12 @@ def _shut_down() -> None:
     """End what was started, and say what of a shared cluster goes on."""
     for end in (signal.SIGINT, signal.SIGTERM):  # once is enough: let it end cleanly
         signal.signal(end, signal.SIG_IGN)
+    from raycompose import _serve
     from raycompose.client.session import session
 
     from .watching import _states
 
+    _serve.hush_worker_logs()
     if session.address is not None:
         others = sorted(set(_states()) - set(session.names))
         if others:
@@ -83,8 +85,10 @@ def _serve_run(options: Options) -> None:
     import raycompose  # noqa: F401  # before the user's module, which then needs no import for .then
     from raycompose.client import cluster
 
-    from .building import applications
+    from .building import applications, hush_serve
 
+    if not options.verbose:
+        hush_serve()
     if options.address:
         os.environ["RAY_ADDRESS"] = options.address  # for a module that starts Ray itself
     # Where Serve imports a config's applications it looks at PYTHONPATH, not at our sys.path.
@@ -113,8 +117,6 @@ def _start(options: Options, cpus: int) -> None:
         session.open(cpus, options.address, write=write, namespace="serve", **environment, **quiet)
     except (ConnectionError, ValueError) as error:
         raise Problem(str(error)) from error
-    if not options.verbose:  # a filter, for Serve sets the level when it starts
-        logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.ERROR)
     _check_listening(options, joined=session.address is not None)
     session.start_serve(http_options={"host": options.host, "port": options.port})
     if session.address is not None:
@@ -199,6 +201,7 @@ def _stay(options: Options) -> None:
         while True:
             _end.check()
             time.sleep(0.3)
+    from .building import applications
     from .reloading import reload
 
-    reload(options, _end.check)
+    reload(options, lambda: deploy(options, applications(options)), fail, _end.check)

@@ -86,10 +86,14 @@ class Watch:
     def _lines(self, *, only_up: bool = False) -> Callable[..., None]:
         """What prints a line for each deployment that is up, and now and then what others lack."""
         told: dict[str, float] = {}
+        looked: list[bool] = []
         began = time.monotonic()
 
         def show(deployments: list[Any], total: Any, free: Any) -> None:
             now = time.monotonic()
+            if not looked:  # what is up from the first is the version before
+                looked.append(True)
+                told.update({d.name: 0 for d in deployments if is_up(d)})
             for d in deployments:
                 if is_up(d) and told.get(d.name) != 0:
                     told[d.name] = 0

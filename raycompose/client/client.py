@@ -163,10 +163,13 @@ class Client(ABC):
 class _Remote(Client):
     """Calls an application that Ray Serve runs."""
 
-    def __init__(self, handle: DeploymentHandle[Any], app_name: str) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], app_name: str, end: Callable[[], None]
+    ) -> None:
         self._handle: Any = handle
         self._app_name = app_name
         self._fronts_pipeline = True  # until it turns out that it does not
+        self._end = end
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return await result_of(self._handle.remote(*args, **kwargs))
@@ -207,7 +210,7 @@ class _Remote(Client):
 
         With the last application that this process runs end Serve and Ray, if it started them.
         """
-        session.release(self._app_name, self._handle)
+        self._end()
 
     def __repr__(self) -> str:
         return f"Client({self._app_name!r}, url={self.url!r})"
@@ -235,7 +238,8 @@ def run(
         session.open(cluster.cpus_needed(app))
     session.start_serve()
     deploy = partial(serve.run, app, name=name, route_prefix=route_prefix, **options)
-    return _Remote(session.deploy(name, deploy), name)
+    handle, end = session.deploy(name, deploy)
+    return _Remote(handle, name, end)
 
 
 def connect(name: str = "default") -> Client:
@@ -252,7 +256,7 @@ def connect(name: str = "default") -> Client:
     """
     if not ray.is_initialized():
         ray.init(address=cluster.cluster_to_join("auto"), log_to_driver=False)
-    return _Remote(serve.get_app_handle(name), name)
+    return _Remote(serve.get_app_handle(name), name, lambda: None)
 
 
 async def _within(timeout_s: float | None, call: Callable[[], Awaitable[T]]) -> T:

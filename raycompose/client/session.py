@@ -1,7 +1,8 @@
 """What this process has started, so that it ends that and nothing else."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -11,6 +12,7 @@ from ray.serve.exceptions import RayServeException
 from raycompose import _serve
 from raycompose.client import cluster
 
+T = TypeVar("T")
 _NOBODY = object()
 
 
@@ -43,21 +45,21 @@ class Session:
             self._owns_serve = True
             serve.start(**options)
 
-    def deploy(self, name: str, run: Callable[[], Any]) -> Any:
-        """Return what ``run`` gives, which owns the application from then on.
+    def deploy(self, name: str, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Return what ``run`` gives, and what ends the application unless it was deployed anew.
 
         An application that failed is deleted again, and with it what was started for it.
         """
         existed = name in _serve.applications()
         try:
-            owner = run()
+            result = run()
         except BaseException:
             if not existed:
                 self._owners[name] = None
-                self.release(name, None)
+                self._release(name, None)
             raise
-        self._owners[name] = owner
-        return owner
+        owner = self._owners[name] = object()
+        return result, partial(self._release, name, owner)
 
     def take(self, name: str) -> None:
         """Have the application of that name end with the session."""
@@ -68,7 +70,7 @@ class Session:
         """The applications of this process."""
         return tuple(self._owners)
 
-    def release(self, name: str, owner: object) -> None:
+    def _release(self, name: str, owner: object) -> None:
         """End the application if it is still the owner's, and with the last one all the rest."""
         if not ray.is_initialized() or self._owners.get(name, _NOBODY) is not owner:
             return
