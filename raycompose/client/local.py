@@ -66,7 +66,7 @@ class LocalClient(Client):
         self._end.atexit = False  # the background loop ends with all that runs on it
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._check_open()
+        self._begin()
         result = await self._ingress(*args, **kwargs)
         if hasattr(result, "__anext__"):
             await result.aclose()
@@ -74,14 +74,15 @@ class LocalClient(Client):
         return result
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._check_open()
+        self._begin()
         async with aclosing(self._ingress.raycompose_stream(*args, **kwargs)) as items:
             async for item in items:
                 yield item
 
-    def _check_open(self) -> None:
+    def _begin(self) -> None:
         if not self._end.alive:
             raise RayComposeError(f"{self!r} is closed: open another with rc.local(app)")
+        _serve.receive_request({})  # it has an id, as with Ray: pipelines inside have the same
 
     @property
     def asgi(self) -> ASGIApp:
