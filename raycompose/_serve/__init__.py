@@ -1,0 +1,129 @@
+"""The seam to Ray: the only package that touches Ray's private names.
+
+Each name used here is pinned by a test in tests/test_serve_seam.py, so that a Ray release that
+changes one is noticed.
+"""
+
+import copyreg
+import dataclasses
+
+from raycompose._serve.answers import (
+    did_not_stream,
+    encode_body,
+    has_no_method,
+    jsonable,
+    text_of_unsendable,
+    unwrap,
+)
+from raycompose._serve.building import LazyApplication, build, call_builder, found, replaced
+from raycompose._serve.cluster import (
+    ApplicationState,
+    DeploymentState,
+    Running,
+    applications,
+    ask_cluster,
+    cluster_address,
+    deploy_config,
+    hush_worker_logs,
+    running,
+    show_worker_logs,
+)
+from raycompose._serve.deployments import (
+    autoscaling_config,
+    chosen,
+    constructor,
+    deployment_of,
+    is_batched,
+    is_fastapi_ingress,
+    methods_of,
+    routes_of,
+    setting,
+    without_arguments,
+)
+from raycompose._serve.handles import (
+    Callee,
+    HandleHere,
+    by_grpc,
+    by_reference,
+    handle_to,
+    is_own_deployment,
+    object_ref,
+    object_ref_gen,
+    ready,
+)
+from raycompose._serve.hosting import Replica, asgi_of, end_batches, hosted_definition
+from raycompose._serve.replica import app_name, in_replica, is_hosted, own_user_config, rank
+from raycompose._serve.requests import (
+    CallGroup,
+    RequestContext,
+    detached,
+    receive_request,
+    request_context,
+)
+from raycompose._serve.tasks import MethodOfActor, actor_class_name, method_of_actor, task_function
+
+# Ray pickles what scripts and notebooks define by value, with cloudpickle, which copies the
+# sentinel dataclasses.MISSING as it did others (cloudpipe/cloudpickle#513): pydantic then refuses
+# every dataclass that arrives. Process-wide: the sentinel is pickled by its name from here on.
+copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
+
+__all__ = [
+    "ApplicationState",
+    "CallGroup",
+    "Callee",
+    "DeploymentState",
+    "HandleHere",
+    "LazyApplication",
+    "MethodOfActor",
+    "Replica",
+    "RequestContext",
+    "Running",
+    "actor_class_name",
+    "app_name",
+    "applications",
+    "asgi_of",
+    "ask_cluster",
+    "autoscaling_config",
+    "build",
+    "by_grpc",
+    "by_reference",
+    "call_builder",
+    "chosen",
+    "cluster_address",
+    "constructor",
+    "deploy_config",
+    "deployment_of",
+    "detached",
+    "did_not_stream",
+    "encode_body",
+    "end_batches",
+    "found",
+    "handle_to",
+    "has_no_method",
+    "hosted_definition",
+    "hush_worker_logs",
+    "in_replica",
+    "is_batched",
+    "is_fastapi_ingress",
+    "is_hosted",
+    "is_own_deployment",
+    "jsonable",
+    "method_of_actor",
+    "methods_of",
+    "object_ref",
+    "object_ref_gen",
+    "own_user_config",
+    "rank",
+    "ready",
+    "receive_request",
+    "replaced",
+    "request_context",
+    "routes_of",
+    "running",
+    "setting",
+    "show_worker_logs",
+    "task_function",
+    "text_of_unsendable",
+    "unwrap",
+    "without_arguments",
+]

@@ -1,0 +1,146 @@
+"""Handles: how a call travels, and those that are answered in this process."""
+
+import asyncio
+import concurrent.futures
+import queue
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+)
+from typing import Any, Protocol
+
+import ray
+from ray.serve._private.local_testing_mode import LocalReplicaResult, LocalRouter
+from ray.serve._private.utils import (
+    GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR,
+)
+from ray.serve.context import (
+    _get_internal_replica_context,
+    _RequestContext,
+    _serve_request_context,
+)
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+
+from raycompose._serve.replica import app_name, in_replica
+
+
+class Callee(Protocol):
+    """What answers the calls of a handle in this process."""
+
+    async def call(self, method: str, args: Any, kwargs: Any) -> Any:
+        """Give the result of a method."""
+
+    def stream(self, method: str, args: Any, kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Give the items of a method that is a generator."""
+
+
+class HandleHere(DeploymentHandle[Any]):  # type: ignore[misc]  # Ray's types are not followed
+    """A handle whose calls are answered in this process."""
+
+
+def handle_to(callee: Callee, name: str, loop: asyncio.AbstractEventLoop) -> DeploymentHandle[Any]:
+    """Return a ``DeploymentHandle`` whose calls are answered in this process.
+
+    Stands on Ray Serve's local testing mode.
+
+    Args:
+        callee: What answers them.
+        name: The deployment's name.
+        loop: The event loop that the callee lives on.
+    """
+    return HandleHere(name, app_name(), _create_router=lambda **_: _Router(callee, loop))
+
+
+class _Router(LocalRouter):  # type: ignore[misc]  # Ray's types are not followed
+    def __init__(self, callee: Callee, loop: asyncio.AbstractEventLoop) -> None:
+        self._callee = callee
+        self._loop = loop
+
+    def assign_request(self, request_meta: Any, *args: Any, **kwargs: Any) -> Any:
+        items: queue.Queue[Any] | None = queue.Queue() if request_meta.is_streaming else None
+        answer = self._answer(request_meta, args, kwargs, items)
+        result = _Result(
+            asyncio.run_coroutine_threadsafe(answer, self._loop),
+            request_id=request_meta.request_id,
+            is_streaming=request_meta.is_streaming,
+            generator_result_queue=items,
+        )
+        assigned: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        assigned.set_result(result)
+        return assigned
+
+    async def _answer(self, meta: Any, args: Any, kwargs: Any, items: Any) -> Any:
+        _serve_request_context.set(
+            _RequestContext(
+                route=meta.route,
+                request_id=meta.request_id,
+                _internal_request_id=meta.internal_request_id,
+                app_name=app_name(),
+                multiplexed_model_id=meta.multiplexed_model_id,
+                session_id=meta.session_id,
+            )
+        )
+        args = [await _resolved(arg) for arg in args]
+        kwargs = {name: await _resolved(arg) for name, arg in kwargs.items()}
+        if items is None:
+            return await self._callee.call(meta.call_method, args, kwargs)
+        async for item in self._callee.stream(meta.call_method, args, kwargs):
+            items.put_nowait(item)
+        return None
+
+
+async def _resolved(argument: Any) -> Any:
+    if isinstance(argument, DeploymentResponseGenerator):
+        raise GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
+    return await argument if isinstance(argument, DeploymentResponse) else argument
+
+
+class _Result(LocalReplicaResult):  # type: ignore[misc]  # Ray's types are not followed
+    """A result that another deployment's handle takes for an argument, too."""
+
+    async def to_object_ref_async(self) -> Any:
+        if not in_replica():
+            raise self.OBJ_REF_NOT_SUPPORTED_ERROR
+        return ray.put(await self.get_async())
+
+
+async def object_ref(response: Any) -> Any:
+    """Return the ``ObjectRef`` of a response; ``None`` by gRPC and in local testing mode."""
+    return await _converted(response, response._to_object_ref)
+
+
+async def object_ref_gen(response: Any) -> Any:
+    """Return the ``ObjectRefGenerator`` of a streaming response; ``None`` where there is none."""
+    return await _converted(response, response._to_object_ref_gen)
+
+
+async def ready(ref: Any) -> None:
+    """Wait until the result of an ``ObjectRef`` exists, without fetching it."""
+    await ref._ready()
+
+
+async def _converted(response: Any, convert: Callable[[], Any]) -> Any:
+    if not response.by_reference:
+        return None
+    try:
+        return await convert()
+    except RuntimeError as error:
+        if "local testing mode" in str(error):
+            return None
+        raise
+
+
+def by_reference(handle: Any) -> Any:
+    """Return the handle with results as ``ObjectRef``s, whatever Ray's default transport is."""
+    return handle.options(_by_reference=True)
+
+
+def by_grpc(handle: Any) -> Any:
+    """Return the handle with calls by gRPC, whatever Ray's default transport is."""
+    return handle.options(_by_reference=False)
+
+
+def is_own_deployment(handle: Any) -> bool:
+    """Tell whether a handle leads to the deployment that this replica belongs to."""
+    replica = _get_internal_replica_context()
+    return replica is not None and replica.replica_id.deployment_id == handle.deployment_id

@@ -1,0 +1,117 @@
+"""The request that a task answers, and the calls that it makes."""
+
+import asyncio
+import contextvars
+import dataclasses
+import uuid
+from collections.abc import (
+    Coroutine,
+    Iterator,
+    Mapping,
+)
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from ray._raylet import async_task_id  # type: ignore[attr-defined]  # Cython
+from ray.serve._private.constants import (
+    SERVE_HTTP_REQUEST_ID_HEADER,
+    SERVE_MULTIPLEXED_MODEL_ID,
+)
+from ray.serve._private.http_util import (
+    session_id_from_headers,
+)
+from ray.serve._private.utils import (
+    generate_request_id,
+)
+from ray.serve.context import (
+    _get_in_flight_requests,
+    _get_requests_pending_assignment,
+    _get_serve_request_context,
+    _RequestContext,
+    _serve_request_context,
+)
+
+from raycompose._serve.replica import LOCAL
+
+T = TypeVar("T")
+
+
+class RequestContext(NamedTuple):
+    """What Ray Serve knows of the request that this task answers."""
+
+    request_id: str
+    app_name: str
+    multiplexed_model_id: str
+
+
+def request_context() -> RequestContext:
+    """Return the current request's ids, empty strings outside a replica."""
+    request = _get_serve_request_context()
+    return RequestContext(request.request_id, request.app_name, request.multiplexed_model_id)
+
+
+def receive_request(headers: Mapping[str, str], path: str) -> None:
+    """Have this task answer an HTTP request, of which Ray's proxy would have told its replica.
+
+    Args:
+        headers: The request's.
+        path: The request's.
+    """
+    _serve_request_context.set(
+        _RequestContext(
+            route=path,
+            request_id=headers.get(SERVE_HTTP_REQUEST_ID_HEADER) or generate_request_id(),
+            _internal_request_id=uuid.uuid4().hex,
+            app_name=LOCAL,
+            multiplexed_model_id=headers.get(SERVE_MULTIPLEXED_MODEL_ID, ""),
+            session_id=session_id_from_headers(dict(headers)) or "",
+            is_http_request=True,
+        )
+    )
+
+
+class CallGroup:
+    """Calls by handle that are cancelled together, apart from the rest of the request.
+
+    Ray Serve cancels what a request has called when the request is cancelled. A fused stage is a
+    part of one, and calls on its own account: Ray finds its calls by an id of their own.
+    """
+
+    def __init__(self) -> None:
+        self.context = _part_of_request(cancel_on_parent_request_cancel=True)
+        self.id = self.context._internal_request_id
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Have the calls made inside belong to the group, and end with what is inside."""
+        token = _serve_request_context.set(self.context)
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        finally:
+            _serve_request_context.reset(token)
+
+    def cancel(self) -> None:
+        """Cancel the calls that are still under way."""
+        for task in list(_get_requests_pending_assignment(self.id).values()):
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        for call in list(_get_in_flight_requests(self.id).values()):
+            call.cancel()
+
+
+def _part_of_request(**changes: Any) -> Any:
+    own_id = uuid.uuid4().hex
+    return dataclasses.replace(_get_serve_request_context(), _internal_request_id=own_id, **changes)
+
+
+def detached(coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Start a task whose calls are not cancelled with the request that starts it."""
+
+    def start() -> "asyncio.Task[T]":
+        async_task_id.set(None)  # by which Ray itself finds what a task has called
+        _serve_request_context.set(_part_of_request())
+        return asyncio.ensure_future(coroutine)
+
+    return contextvars.copy_context().run(start)
