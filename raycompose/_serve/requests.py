@@ -50,12 +50,12 @@ def request_context() -> RequestContext:
     return RequestContext(request.request_id, request.app_name, request.multiplexed_model_id)
 
 
-def receive_request(headers: Mapping[str, str], path: str) -> None:
-    """Have this task answer an HTTP request, of which Ray's proxy would have told its replica.
+def receive_request(headers: Mapping[str, str], path: str = "") -> None:
+    """Have this task answer a request, of which Ray would have told its replica.
 
     Args:
-        headers: The request's.
-        path: The request's.
+        headers: The HTTP request's.
+        path: The HTTP request's; empty for a call.
     """
     _serve_request_context.set(
         _RequestContext(
@@ -65,7 +65,7 @@ def receive_request(headers: Mapping[str, str], path: str) -> None:
             app_name=LOCAL,
             multiplexed_model_id=headers.get(SERVE_MULTIPLEXED_MODEL_ID, ""),
             session_id=session_id_from_headers(dict(headers)) or "",
-            is_http_request=True,
+            is_http_request=bool(path),
         )
     )
 
