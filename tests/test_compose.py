@@ -50,6 +50,7 @@ EXPORTED = [
     "Stream",
     "Request",
     "Client",
+    "Event",
     "run",
     "connect",
     "local",

@@ -106,7 +106,7 @@ def text(charset: str) -> dict[str, str]:
         pytest.param(b"[1]", {}, 200, id="no type"),
         pytest.param(b"[1", {}, 400, id="no type, truncated"),
         pytest.param(b"\xff\xfe\xfd", {}, 200, id="no type, no text"),
-        pytest.param(b"[1]", {"content-type": "multipart/form-data"}, 415, id="multipart"),
+        pytest.param(b"[1]", {"content-type": "multipart/form-data"}, 400, id="multipart"),
         pytest.param(b'{"name": "\xff"}', JSON, 400, id="invalid UTF-8"),
         pytest.param(b"\xff", text("utf-8"), 400, id="text of invalid UTF-8"),
         pytest.param(b'"\\ud800"', JSON, 400, id="surrogate, escaped"),

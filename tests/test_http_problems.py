@@ -25,7 +25,7 @@ from support.edge import (
     problem,
     works,
 )
-from support.waiting import until
+from support.waiting import poll, until
 
 APPS = ("faults", "metered", "value")
 
@@ -182,7 +182,7 @@ def test_metrics_are_at_rays_prometheus_endpoint(edge: Edge) -> None:
         ("stage_errors_total", "Remote"): 2,
         ("shadow_dropped_total", "shadow"): 4,
     }
-    until(lambda: counts.keys() <= scraped().keys())
+    poll(lambda: counts.items() <= scraped().items())  # Ray writes them down once in a while
     found = scraped()
     assert {key: found.get(key) for key in counts} == counts, found
     sums = [number for (name, _), number in found.items() if name == "stage_latency_ms_sum"]

@@ -173,7 +173,8 @@ class Ingress:
 
     def _context(self) -> Context:
         ctx = _context(self._settings.pipeline, self._graph)
-        if not ctx.request_id:  # on the local engine
+        # On the local engine; a pipeline inside another goes by the other's.
+        if not ctx.request_id and not self._is_hosted:
             ctx.request_id = f"{_PROCESS}-{next(_requests)}"
         return ctx
 
