@@ -613,7 +613,7 @@ class Eager:
 def _graphs() -> dict[str, Any]:
     upstream, taker = Upstream.bind(), Eager.bind()
     gives_up = rc.pipeline(upstream, rc.stage(taker, method="gives_up"))
-    again = rc.Retry(3, on=(ValueError,), initial_s=0.01)
+    again = rc.Retry(3, on=(ValueError,), initial_s=0.01, min_per_s=100)
     return {
         "parallel": rc.pipeline(upstream, rc.parallel(taker, taker)),
         "split": rc.pipeline(upstream, rc.split((taker, 50), (taker, 50))),

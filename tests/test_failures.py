@@ -224,7 +224,7 @@ class Actor:
 
 
 NEVER = 10**6
-FAST: Any = {"initial_s": 0.01, "max_s": 0.02}
+FAST: Any = {"initial_s": 0.01, "max_s": 0.02, "min_per_s": 1e6}
 POLICIES: dict[str, dict[str, Any]] = {
     "not listed": {"retry": 3},
     "listed": {"retry": rc.Retry(3, on=(Mine,), **FAST)},

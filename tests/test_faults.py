@@ -245,7 +245,7 @@ def busy(cluster: None, busy_notes: dict[str, Path]) -> Iterator[rc.Client]:
         ).bind(str(busy_notes[engine]), WORK_S)
         ways[engine] = slow
         # Its own waits would be over long before there is a place.
-        policy = rc.Retry(attempts=30, initial_s=0.001, max_s=0.001)
+        policy = rc.Retry(attempts=30, initial_s=0.001, max_s=0.001, budget=1, min_per_s=1e6)
         ways[f"{engine}, retry"] = rc.stage(slow, name=f"{engine}, retry", retry=policy)
     app = rc.pipeline(rc.switch("way", ways), fronted).fuse("fused").options(**AT_ONCE)
     with rc.run(app, name="busy", route_prefix="/busy") as client:

@@ -17,7 +17,7 @@ import raycompose as rc
 from raycompose.errors import TRANSIENT
 
 retry: Any = rc.Retry  # for arguments that the type checker would refuse
-FAST: Any = {"initial_s": 0.001, "max_s": 0.002}
+FAST: Any = {"initial_s": 0.001, "max_s": 0.002, "min_per_s": 1e6}
 
 
 class Watched:
@@ -175,7 +175,7 @@ def test_a_number_is_a_number_of_attempts() -> None:
 def test_waits_grow_up_to_their_limit() -> None:
     """Without jitter the waits are initial_s, twice that, and so on up to max_s."""
     stage = Flaky(*(ValueError() for _ in range(4)))
-    policy = rc.Retry(5, on=(ValueError,), initial_s=0.05, max_s=0.1, jitter=False)
+    policy = rc.Retry(5, on=(ValueError,), initial_s=0.05, max_s=0.1, jitter=False, min_per_s=100)
     rc.local(rc.stage(stage, retry=policy)).call(5)
     waits = [b - a for a, b in zip(stage.times, stage.times[1:], strict=False)]
     assert all(w >= least * 0.9 for w, least in zip(waits, [0.05, 0.1, 0.1, 0.1], strict=True))
@@ -265,7 +265,9 @@ def test_a_deadline_is_a_504() -> None:
 def test_a_deadline_counts_all_attempts() -> None:
     """``timeout_s`` is over all attempts and the waits between them."""
     stage = Flaky(*(ValueError() for _ in range(1000)))
-    policy = rc.Retry(1000, on=(ValueError,), initial_s=0.05, max_s=0.05, jitter=False)
+    policy = rc.Retry(
+        1000, on=(ValueError,), initial_s=0.05, max_s=0.05, jitter=False, min_per_s=100
+    )
     app = rc.stage(stage, retry=policy, timeout_s=0.3)
     with pytest.raises(rc.StageTimeoutError):
         rc.local(app).call(1)

@@ -57,7 +57,7 @@ def pipelines(bound: Any) -> dict[str, rc.Pipeline[Any, Any]]:
     def method(name: str, **options: Any) -> rc.Pipeline[Any, Any]:
         return rc.stage(bound, method=name, **options)
 
-    again = rc.Retry(3, on=(ValueError,), initial_s=0.01)
+    again = rc.Retry(3, on=(ValueError,), initial_s=0.01, min_per_s=100)
     return {
         "a stream": rc.pipeline(method("numbers"), method("add")),
         "a stream on": rc.pipeline(method("numbers"), method("doubled"), rc.collect, sum),

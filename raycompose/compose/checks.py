@@ -8,7 +8,7 @@ from ray.serve import Application
 from raycompose import _serve
 from raycompose.errors import CompositionError
 from raycompose.graph.annotations import fits, type_name
-from raycompose.graph.branches import Parallel
+from raycompose.graph.branches import Parallel, Pick
 from raycompose.graph.limits import is_count
 from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.sequences import Sequence
@@ -50,7 +50,9 @@ def _keys_given(node: Node) -> tuple[str, ...] | None:
         return _keys_given(node.steps[-1])
     if isinstance(node, Named | Limited | Gated):
         return _keys_given(node.body)
-    return node.keys if isinstance(node, Parallel) else None
+    if isinstance(node, Pick):
+        return node.keys if len(node.keys) > 1 else None
+    return node.keys if type(node) is Parallel else None
 
 
 def check_takes_one(stage: Stage) -> None:
