@@ -208,6 +208,8 @@ def test_a_config_that_is_none_is_one_line(tmp_path: Path, text: str, message: s
         (("--runtime-env", "a.yaml", "--runtime-env-json", "{}"), 2, "not both"),
         (("--runtime-env", "/nowhere.yaml"), 2, "cannot read /nowhere.yaml"),
         (("--address", "127.0.0.1:1"), 1, "no Ray cluster at 127.0.0.1:1"),
+        (("--host", "203.0.113.7"), 1, "cannot listen on 203.0.113.7:8000"),
+        (("--host", "no such host"), 1, "--host no such host: "),
     ],
 )
 def test_a_run_that_cannot_start_is_one_line(

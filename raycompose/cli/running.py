@@ -108,25 +108,27 @@ def _serve_run(options: Options) -> None:
 
 def _start(options: Options, cpus: int) -> None:
     """Start Ray, or join the cluster there is, and have Serve listen where the user said."""
+    from raycompose.client import cluster
     from raycompose.client.session import session
 
     environment = {"runtime_env": found} if (found := options.environment()) else {}
     quiet = {} if options.verbose else {"logging_level": logging.ERROR}
     write = None if options.verbose else typer.echo
     try:
-        session.open(cpus, options.address, write=write, namespace="serve", **environment, **quiet)
+        joined = cluster.cluster_to_join(options.address)
+        if joined is None:
+            _check_listening(options)
+        address = joined or "local"
+        session.open(cpus, address, write=write, namespace="serve", **environment, **quiet)
     except (ConnectionError, ValueError) as error:
         raise Problem(str(error)) from error
-    _check_listening(options, joined=session.address is not None)
     session.start_serve(http_options={"host": options.host, "port": options.port})
     if session.address is not None:
         _hint_at_working_dir(options)
 
 
-def _check_listening(options: Options, *, joined: bool) -> None:
+def _check_listening(options: Options) -> None:
     """Find out whether one can listen there, rather than wait for a proxy that cannot."""
-    if joined:
-        return
     try:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
@@ -139,9 +141,8 @@ def _check_listening(options: Options, *, joined: bool) -> None:
     except OSError as error:
         if "in use" in str(error):
             raise Problem(f"port {options.port} is in use: choose another with --port") from error
-        raise Problem(
-            f"cannot listen on {options.host}:{options.port}: {error.strerror}"
-        ) from error
+        where = f"{options.host}:{options.port}"
+        raise Problem(f"cannot listen on {where}: {error.strerror}") from error
 
 
 def _hint_at_working_dir(options: Options) -> None:

@@ -26,6 +26,7 @@ def curl(app: Application, url: str) -> str:
         app: The application; what is known of its first stage decides on the body.
         url: Where it answers.
     """
+    url = shlex.quote(url)  # an IPv6 address has brackets
     first = app.root.first if isinstance(app, Pipeline) else None
     body = sample(first.signature if first else None)
     flags = "-N " if isinstance(app, Pipeline) and app.root.streams else ""
