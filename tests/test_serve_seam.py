@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import test_serve_facts
@@ -51,14 +52,17 @@ def test_a_call_that_is_not_assigned_yet_is_cancelled_with_its_group() -> None:
     assert asyncio.run(assigning())
 
 
+SEAM = Path(_serve.__file__).parent
+
+
 def private_names_used() -> set[str]:
-    """Return what _serve.py imports from Ray, and the private attributes that it reads.
+    """Return what the seam imports from Ray, and the private attributes that it reads.
 
     Those of ``self`` are the seam's own.
     """
-    tree = ast.parse(Path(_serve.__file__).read_text())
+    trees = [ast.parse(path.read_text()) for path in SEAM.glob("*.py")]
     names = set()
-    for node in ast.walk(tree):
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
             names |= {alias.name for alias in node.names}
         own = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
@@ -80,8 +84,8 @@ def test_only_the_seam_touches_rays_private_modules() -> None:
     """No other module of the package imports ``ray._private`` or ``ray.serve._private``."""
     offenders = [
         path.name
-        for path in Path(_serve.__file__).parent.rglob("*.py")
-        if path.name != "_serve" and re.search(r"\bray(\.serve)?\._private\b", path.read_text())
+        for path in SEAM.parent.rglob("*.py")
+        if path.parent != SEAM and re.search(r"\bray(\.serve)?\._private\b", path.read_text())
     ]
     assert offenders == []
 
@@ -559,6 +563,12 @@ def test_bodies_are_encoded_as_ray_serve_encodes_them(value: Any, body: bytes, k
     encoded, content_type = _serve.encode_body(value)
     assert encoded == body
     assert content_type.startswith(kind)
+
+
+def test_values_are_plain_as_ray_serve_makes_them() -> None:
+    """``serve_encoders`` has what FastAPI's encoder needs for NumPy's arrays and scalars."""
+    value = {"array": np.arange(3), "scalar": np.float32(0.5)}
+    assert _serve.jsonable(value) == {"array": [0, 1, 2], "scalar": 0.5}
 
 
 def test_the_users_exception_is_the_cause_of_a_task_error() -> None:

@@ -4,12 +4,8 @@ from typing import Any
 
 from fastapi.encoders import jsonable_encoder
 from ray.exceptions import RayError, RayTaskError, UnserializableException
-from ray.serve._private.http_util import (
-    convert_object_to_asgi_messages,
-)
-from ray.serve._private.utils import (
-    serve_encoders,
-)
+from ray.serve._private.http_util import convert_object_to_asgi_messages
+from ray.serve._private.utils import serve_encoders
 
 
 def encode_body(value: Any) -> tuple[bytes, str]:

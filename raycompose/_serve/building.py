@@ -1,9 +1,6 @@
 """Applications, and what they are built into."""
 
-from collections.abc import (
-    Callable,
-    Mapping,
-)
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 

@@ -1,18 +1,13 @@
 """The cluster, Serve on it, and what its workers write."""
 
-from collections.abc import (
-    Callable,
-    Mapping,
-)
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ray._private import worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Cython
-from ray.serve.context import (
-    _get_global_client,
-)
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 

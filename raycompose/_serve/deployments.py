@@ -1,16 +1,11 @@
 """What a deployment says of itself."""
 
 import inspect
-from collections.abc import (
-    Callable,
-    Mapping,
-)
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.serve import Application, Deployment
-from ray.serve._private.http_util import (
-    ASGIAppReplicaWrapper,
-)
+from ray.serve._private.http_util import ASGIAppReplicaWrapper
 
 
 def deployment_of(app: Application) -> Deployment:

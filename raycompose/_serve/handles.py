@@ -3,22 +3,13 @@
 import asyncio
 import concurrent.futures
 import queue
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-)
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
 import ray
 from ray.serve._private.local_testing_mode import LocalReplicaResult, LocalRouter
-from ray.serve._private.utils import (
-    GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR,
-)
-from ray.serve.context import (
-    _get_internal_replica_context,
-    _RequestContext,
-    _serve_request_context,
-)
+from ray.serve._private.utils import GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
+from ray.serve.context import _get_internal_replica_context, _RequestContext, _serve_request_context
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from raycompose._serve.replica import app_name, in_replica

@@ -4,27 +4,16 @@ import contextlib
 import contextvars
 import functools
 import inspect
-from collections.abc import (
-    Awaitable,
-    Coroutine,
-    Generator,
-    Mapping,
-)
+from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from typing import Any, TypeVar
 
 from ray import serve
 from ray.serve import Deployment
 from ray.serve._private.common import DeploymentID
-from ray.serve._private.constants import (
-    RAY_SERVE_RUN_SYNC_IN_THREADPOOL,
-)
-from ray.serve._private.http_util import (
-    _walk_fastapi_routes,
-)
+from ray.serve._private.constants import RAY_SERVE_RUN_SYNC_IN_THREADPOOL
+from ray.serve._private.http_util import _walk_fastapi_routes
 from ray.serve._private.replica import UserCallableWrapper
-from ray.serve._private.utils import (
-    MULTIPLEXED_FUNCTION_MARKER_ATTR,
-)
+from ray.serve._private.utils import MULTIPLEXED_FUNCTION_MARKER_ATTR
 from ray.serve.batching import _LazyBatchQueueWrapper
 from ray.serve.multiplex import _ModelMultiplexWrapper
 

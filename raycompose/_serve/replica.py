@@ -3,18 +3,13 @@
 import contextvars
 import dataclasses
 import threading
-from collections.abc import (
-    Iterator,
-)
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ray.serve import Deployment, context
 from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve.context import (
-    ReplicaContext,
-    _get_internal_replica_context,
-)
+from ray.serve.context import ReplicaContext, _get_internal_replica_context
 from ray.serve.schema import ReplicaRank
 
 

@@ -4,25 +4,14 @@ import asyncio
 import contextvars
 import dataclasses
 import uuid
-from collections.abc import (
-    Coroutine,
-    Iterator,
-    Mapping,
-)
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from ray._raylet import async_task_id  # type: ignore[attr-defined]  # Cython
-from ray.serve._private.constants import (
-    SERVE_HTTP_REQUEST_ID_HEADER,
-    SERVE_MULTIPLEXED_MODEL_ID,
-)
-from ray.serve._private.http_util import (
-    session_id_from_headers,
-)
-from ray.serve._private.utils import (
-    generate_request_id,
-)
+from ray.serve._private.constants import SERVE_HTTP_REQUEST_ID_HEADER, SERVE_MULTIPLEXED_MODEL_ID
+from ray.serve._private.http_util import session_id_from_headers
+from ray.serve._private.utils import generate_request_id
 from ray.serve.context import (
     _get_in_flight_requests,
     _get_requests_pending_assignment,

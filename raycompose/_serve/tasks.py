@@ -1,9 +1,7 @@
 """Ray tasks and actors."""
 
 import inspect
-from collections.abc import (
-    Callable,
-)
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ray.actor import ActorMethod, _ActorMethodOptionsWrapper
