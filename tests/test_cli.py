@@ -22,7 +22,7 @@ COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
 APPS = Path(__file__).parent / "apps"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SEEDS = Path(__file__).parent / "seeds"
-START_S = 90
+START_S = 150
 Command = Callable[..., Done]
 
 
