@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -678,3 +679,29 @@ def test_a_promise_that_nobody_waits_for_is_forgotten(monkeypatch: pytest.Monkey
         return bool(await apoll(lambda: not kept._outcomes))
 
     assert asyncio.run(main())
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Freezer:
+    async def __call__(self, code: int) -> int:
+        raise Frozen(code)
+
+    async def items(self, code: int) -> AsyncIterator[int]:
+        yield code
+        raise Frozen(code)
+
+
+def test_a_frozen_exception_of_a_hosted_stage_arrives() -> None:
+    """What is on its way does not assign to the exception, which lets nothing be assigned."""
+    bound = Freezer.bind()
+    for app in (rc.stage(bound), rc.fallback(bound, bound), rc.stage(bound, timeout_s=30)):
+        with pytest.raises(Frozen) as caught:
+            rc.local(app).call(7, timeout_s=TIMEOUT_S)
+        assert (caught.value.code, rc.failed_stage(caught.value)) == (7, "Freezer")
+    with pytest.raises(Frozen):
+        list(rc.local(rc.stage(bound, method="items")).stream(7))

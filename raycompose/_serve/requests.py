@@ -3,9 +3,9 @@
 import asyncio
 import contextvars
 import dataclasses
+import itertools
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from ray._raylet import async_task_id  # type: ignore[attr-defined]  # Cython
@@ -63,24 +63,23 @@ class CallGroup:
     """Calls by handle that are cancelled together, apart from the rest of the request.
 
     Ray Serve cancels what a request has called when the request is cancelled. A fused stage is a
-    part of one, and calls on its own account: Ray finds its calls by an id of their own.
+    part of one, and calls on its own account: Ray finds its calls by an id of their own. Calls
+    made inside of ``with group:`` belong to it, and are cancelled when what is inside is.
     """
 
-    def __init__(self) -> None:
-        self.context = _part_of_request(cancel_on_parent_request_cancel=True)
-        self.id = self.context._internal_request_id
+    __slots__ = ("_context", "_token", "id")
 
-    @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Have the calls made inside belong to the group, and end with what is inside."""
-        token = _serve_request_context.set(self.context)
-        try:
-            yield
-        except asyncio.CancelledError:
+    def __init__(self) -> None:
+        self._context = _part_of_request(cancel_on_parent_request_cancel=True)
+        self.id = self._context._internal_request_id
+
+    def __enter__(self) -> None:
+        self._token = _serve_request_context.set(self._context)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        _serve_request_context.reset(self._token)
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
             self.cancel()
-            raise
-        finally:
-            _serve_request_context.reset(token)
 
     def cancel(self) -> None:
         """Cancel the calls that are still under way."""
@@ -91,8 +90,12 @@ class CallGroup:
 
 
 def _part_of_request(**changes: Any) -> Any:
-    own_id = uuid.uuid4().hex
+    own_id = f"{_PROCESS}-{next(_parts)}"
     return dataclasses.replace(_get_serve_request_context(), _internal_request_id=own_id, **changes)
+
+
+_PROCESS = uuid.uuid4().hex
+_parts = itertools.count(1)
 
 
 def detached(coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

@@ -3,9 +3,8 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -51,25 +50,13 @@ class Context:
         """Have ``undo`` called when the scope fails, to cancel what nothing awaits."""
         self.undo.append(undo)
 
-    @contextmanager
-    def scope(self) -> "Iterator[Context]":
-        """Cancel what was started beside what runs inside, if that fails; else let go of it.
+    def scope(self) -> "Context":
+        """Return a context of the same request for a part of it.
 
-        An attempt, a branch or an item may fail without its request, and a stream has many items.
+        An attempt, a branch or an item may fail without its request, and a stream has many items:
+        what was started beside one of them is abandoned with it.
         """
-        inner = dataclasses.replace(self, undo=[])
-        try:
-            yield inner
-        except BaseException:
-            inner.abandon()
-            raise
-
-    @contextmanager
-    def attempt(self) -> "Iterator[Context]":
-        """As ``scope``, for what the request goes on with: later failures cancel it, too."""
-        with self.scope() as inner:
-            yield inner
-        self.undo += inner.undo
+        return dataclasses.replace(self, undo=[])
 
     def abandon(self) -> None:
         """Cancel all that was started beside the scope."""

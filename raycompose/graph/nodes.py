@@ -50,15 +50,23 @@ class Node:
         """Give the node's result for one of many items: what it started is over with it."""
         if not self.starts_beside:
             return await self.run(item, ctx)
-        with ctx.scope() as inner:
-            return await self.run(item, inner)
+        return await self._run_within(item, ctx.scope())
 
     async def attempt(self, value: Any, ctx: Context) -> Any:
         """Give the node's result for ``value``, where the request may go on if it fails."""
         if not self.starts_beside:
             return await self.run(value, ctx)
-        with ctx.attempt() as inner:
-            return await self.run(value, inner)
+        scope = ctx.scope()
+        result = await self._run_within(value, scope)
+        ctx.undo += scope.undo  # what the request goes on with: later failures cancel it, too
+        return result
+
+    async def _run_within(self, value: Any, scope: Context) -> Any:
+        try:
+            return await self.run(value, scope)
+        except BaseException:
+            scope.abandon()
+            raise
 
     @cached_property
     def starts_beside(self) -> bool:

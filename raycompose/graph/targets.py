@@ -236,6 +236,12 @@ class Running(Target):
     def deployment(self) -> Any:
         return self.host
 
+    @cached_property
+    def _function(self) -> tuple[Callable[..., Any], bool]:
+        """The instance's method, which is there by now, and whether it is a coroutine."""
+        function = self.host.method(self.method)
+        return function, is_async(function)
+
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         async with Place(self.host):
@@ -251,9 +257,9 @@ class Running(Target):
         return started
 
     async def _called(self, args: Args, kwargs: Kwargs) -> Any:
-        function = self.host.method(self.method)
-        with _serve.CallGroup().calling():
-            result = await call_function(function, args, kwargs, on_loop=is_async(function))
+        function, on_loop = self._function
+        with _serve.CallGroup():
+            result = await call_function(function, args, kwargs, on_loop=on_loop)
         refuse_generator(result, self.method)
         return result
 
@@ -269,13 +275,13 @@ class Running(Target):
 
     async def _items(self, args: Args, kwargs: Kwargs, place: Place) -> AsyncGenerator[Any, None]:
         async with place:
-            function = self.host.method(self.method)
-            items = iterate_function(function, args, kwargs, on_loop=is_async(function))
+            function, on_loop = self._function
+            items = iterate_function(function, args, kwargs, on_loop=on_loop)
             calls = _serve.CallGroup()
             try:
                 async with aclosing(items):
                     while True:
-                        with calls.calling():
+                        with calls:
                             item = await anext(items, _END)
                         if item is _END:
                             return

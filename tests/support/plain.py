@@ -131,7 +131,7 @@ class _Shape:
     async def cancelled_in_a_group(self) -> tuple[int, int, str]:
         """Return how many calls Ray tracks of a group, how many of others, and their end."""
         group = _serve.CallGroup()
-        with group.calling():
+        with group:
             response = self.box.app.sleep.remote("group")
         await response._to_object_ref()  # assigned
         tracked = context._get_in_flight_requests(group.id)
