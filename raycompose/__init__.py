@@ -22,6 +22,7 @@ from raycompose.errors import (
     LoopError,
     NoMatchError,
     RayComposeError,
+    StageError,
     StageTimeoutError,
     failed_stage,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "Ref",
     "Request",
     "Retry",
+    "StageError",
     "StageTimeoutError",
     "Stream",
     "__version__",

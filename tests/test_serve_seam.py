@@ -26,6 +26,7 @@ from support.waiting import until
 
 import raycompose as rc
 from raycompose import _serve
+from raycompose._serve import cluster as serve_cluster
 
 pickle_by_value(__name__)
 
@@ -504,7 +505,7 @@ def test_a_cluster_answers_what_no_other_server_does(cluster: None) -> None:
 
 def test_what_workers_write_is_shown_by_whom_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """``global_worker_stdstream_dispatcher`` passes on what Ray itself would print."""
-    dispatcher = vars(_serve)["global_worker_stdstream_dispatcher"]
+    dispatcher = vars(serve_cluster)["global_worker_stdstream_dispatcher"]
     monkeypatch.setattr(dispatcher, "handlers", [("ray_print_logs", print)])
     shown: list[dict[str, Any]] = []
     _serve.show_worker_logs(lambda data: None)
@@ -518,12 +519,12 @@ def test_worker_logs_can_be_hushed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``_worker_logs_enabled`` of Ray's ``worker`` module."""
-    monkeypatch.setattr(vars(_serve)["worker"], "_worker_logs_enabled", True)
+    monkeypatch.setattr(vars(serve_cluster)["worker"], "_worker_logs_enabled", True)
     data = {"pid": "raylet", "lines": ["x"], "ip": "", "localhost": ""}
-    vars(_serve)["worker"].print_worker_logs(data, sys.stdout)
+    vars(serve_cluster)["worker"].print_worker_logs(data, sys.stdout)
     assert "x" in capsys.readouterr().out
     _serve.hush_worker_logs()
-    vars(_serve)["worker"].print_worker_logs(data, sys.stdout)
+    vars(serve_cluster)["worker"].print_worker_logs(data, sys.stdout)
     assert capsys.readouterr().out == ""
 
 

@@ -245,7 +245,9 @@ def piped(app: Application, target: Any) -> Any:
     try:
         return pipeline(app, target)
     except CompositionError:
-        own = None if isinstance(target, Composed) else getattr(type(target), "__ror__", None)
+        # Not getattr: `type` itself has an __ror__, which is not the target's.
+        kinds = () if isinstance(target, Composed) else type(target).__mro__
+        own = next((vars(kind)["__ror__"] for kind in kinds if "__ror__" in vars(kind)), None)
         made = NotImplemented if own is None else own(target, app)
         if made is NotImplemented:
             raise

@@ -243,7 +243,7 @@ class Embedded(Generic[In, Out]):
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Run the pipeline and give its items as they come."""
         if not self._root.streams:
-            raise TypeError(NO_STREAM)
+            raise TypeError("this pipeline does not stream: call it instead")
         graph = self._graph
         ctx = _embedded_context(graph)
         result = await run(graph.root, pack(args, kwargs), ctx)
