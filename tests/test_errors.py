@@ -169,7 +169,7 @@ def test_a_subclass_of_http_error_may_have_arguments_of_its_own() -> None:
     [
         (Forgetful("savings", 5), ["account", "missing"]),
         (OutOfDisk("/data", free=3), ["errno", "strerror", "filename", "free"]),
-        (Holding((n for n in ()), 7), ["code"]),  # @serve.ingress lets Ray pickle locks
+        (Holding((n for n in "held"), 7), ["code"]),  # @serve.ingress lets Ray pickle locks
         (Frozen(7), ["code", "reason"]),
         (NotFound("page", hint="home"), ["status", "hint"]),
     ],
