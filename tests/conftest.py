@@ -41,8 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def needs_cluster(item: pytest.Item) -> bool:
     """Tell whether a test uses the cluster, or is one of those on an engine that does."""
-    engine = item.callspec.params.get("engine") if hasattr(item, "callspec") else None
-    return "cluster" in getattr(item, "fixturenames", ()) or engine in ENGINES[1:]
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    engines = {param for param in params if isinstance(param, str)}
+    deployed = not engines.isdisjoint(ENGINES[1:])
+    return deployed or "cluster" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def numbers(n: int) -> Any:
 
 
 def application() -> Any:
-    model = rc.stage(serve.deployment(Model, **HERE).bind(), timeout_s=0.5)
+    model = rc.stage(serve.deployment(Model, **HERE).bind(), timeout_s=2.0)
     ask = rc.pipeline(unavailable, model)
     ingress = serve.deployment(serve.ingress(api)(Api), name="Api", **HERE)
     return ingress.bind(ask.embed(), rc.pipeline(numbers, lambda x: x + 1).embed())
