@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -28,6 +29,11 @@ LONGEST_FIRST = (
 )
 """So that at the end neither of two workers waits long for the other; in `make test` they take
 most of the time."""
+
+
+# Ray Serve itself loses a call that is cancelled at the very moment at which it is assigned, about
+# once in a thousand (seen in 2.60): `make chaos` looks at that, a gate cannot.
+collect_ignore = [] if os.environ.get("RAYCOMPOSE_CHAOS") == "1" else ["test_deadlines_deployed.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -213,9 +213,10 @@ def test_a_config_that_is_none_is_one_line(tmp_path: Path, text: str, message: s
     ],
 )
 def test_a_run_that_cannot_start_is_one_line(
-    arguments: tuple[str, ...], status: int, message: str
+    arguments: tuple[str, ...], status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Ray is started."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have started it
     done = typed("run", "four:app", "--app-dir", str(APPS), *arguments)
     assert done.exit_code == status, done.output
     assert message in " ".join(done.output.split())

@@ -427,7 +427,7 @@ def test_fused_stages_are_torn_down(deploy: Deploy, tmp_path: Path) -> None:
     path = tmp_path / "journal"
     client = rc.run(mortals(path).fuse(), name="mortal", route_prefix="/mortal")
     client.call(1)
-    rc.run(
+    client = rc.run(
         mortals(path).options(num_replicas=1).fuse() | (lambda x: x),
         name="mortal",
         route_prefix="/mortal",

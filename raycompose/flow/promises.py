@@ -25,6 +25,7 @@ class _Promises:
 
     def __init__(self) -> None:
         self._outcomes: dict[str, asyncio.Future[Any]] = {}
+        self._unclaimed: dict[str, asyncio.TimerHandle] = {}
 
     def _outcome(self, key: str) -> "asyncio.Future[Any]":
         return self._outcomes.setdefault(key, asyncio.get_running_loop().create_future())
@@ -34,17 +35,21 @@ class _Promises:
             return await self._outcome(key)
         finally:
             self._outcomes.pop(key, None)
+            if (timer := self._unclaimed.pop(key, None)) is not None:
+                timer.cancel()
 
     async def settle(self, key: str, value: Any, boxed: list[BaseException | None]) -> None:
         (error,) = boxed  # bare, Ray would take an error of its own for a failed argument
         outcome = self._outcome(key)
-        asyncio.get_running_loop().call_later(_UNCLAIMED_S, self._forget, key)
+        loop = asyncio.get_running_loop()
+        self._unclaimed[key] = loop.call_later(_UNCLAIMED_S, self._forget, key)
         if error is None:
             outcome.set_result(value)
         else:
             outcome.set_exception(error)
 
     def _forget(self, key: str) -> None:
+        self._unclaimed.pop(key, None)
         if (outcome := self._outcomes.pop(key, None)) is not None:
             outcome.exception()  # looked at, or asyncio reports that nobody has
 
