@@ -42,13 +42,14 @@ class Sequence(Node):
         deployment, which waits for a place, would wait for ever.
         """
         plan = []
-        pending: set[Any] = set()
         for step, after in zip(self.steps, (*self.steps[1:], None), strict=True):
             before_reference = after is not None and _travels_by_reference(step, after)
-            pending = pending | deployments(step) if before_reference else set()
-            before_itself = after is not None and not pending.isdisjoint(deployments(after))
+            before_itself = (
+                before_reference
+                and after is not None
+                and (not deployments(step).isdisjoint(deployments(after)))
+            )
             plan.append((step, step.takes_stream, before_reference, before_itself))
-            pending = set() if before_itself else pending
         return tuple(plan)
 
     @cached_property

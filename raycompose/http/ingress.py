@@ -8,7 +8,6 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
-from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request as StarletteRequest
@@ -199,6 +198,7 @@ class Embedded(Generic[In, Out]):
     def __init__(self, root: Node) -> None:
         self._root = root
         self._graphs: weakref.WeakKeyDictionary[Any, OpenGraph] = weakref.WeakKeyDictionary()
+        self._sealed: Sealed[Node] | None = None
 
     async def start(self) -> None:
         """Construct the fused stages now rather than at the first call."""
@@ -221,12 +221,8 @@ class Embedded(Generic[In, Out]):
             self._graphs[loop] = open_graph(self._root)
         return self._graphs[loop]
 
-    @cached_property
-    def _sealed(self) -> Sealed[Node]:
-        return Sealed(self._root)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unsealed, (self._sealed,)
+        return _unsealed, (self._sealed or Sealed(self._root),)
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pipeline and return its result.
@@ -261,7 +257,7 @@ def _leading(node: Node) -> Node:
 
 def _unsealed(sealed: Sealed[Node]) -> "Embedded[Any, Any]":
     embedded: Embedded[Any, Any] = Embedded(sealed.open())
-    vars(embedded)["_sealed"] = sealed  # what is sent on is what was composed
+    embedded._sealed = sealed  # noqa: SLF001  # what is sent on is what was composed
     return embedded
 
 
