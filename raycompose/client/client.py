@@ -1,6 +1,5 @@
 """Clients: deploy an application or connect to one, and call it."""
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
@@ -20,7 +19,7 @@ from raycompose.client.mapping import Calls
 from raycompose.client.session import session
 from raycompose.errors import RayComposeError, failed_stage
 from raycompose.flow import concurrency
-from raycompose.flow.concurrency import DeadlinePassed, Pulls, before
+from raycompose.flow.concurrency import DeadlinePassed, Pulls, within
 from raycompose.graph.targets import items_of, result_of
 from raycompose.http.ingress import NO_STREAM, Ingress
 
@@ -263,7 +262,7 @@ async def _within(timeout_s: float | None, call: Callable[[], Awaitable[T]]) -> 
     if timeout_s is None:
         return await call()
     try:
-        return await before(asyncio.get_running_loop().time() + timeout_s, call)
+        return await within(timeout_s, call)
     except DeadlinePassed:
         raise TimeoutError(
             f"the pipeline returned no result within timeout_s={timeout_s:g}"

@@ -8,7 +8,8 @@ from typing import Any
 
 from raycompose.errors import add_note
 from raycompose.flow import concurrency
-from raycompose.flow.concurrency import gather
+from raycompose.flow.concurrency import map_bounded
+from raycompose.graph.limits import is_count
 
 _REFRESH_S = 0.1
 
@@ -30,33 +31,31 @@ class Calls:
         max_concurrency: int,
         return_exceptions: bool,
     ) -> None:
-        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
-            raise ValueError(f"max_concurrency is a whole number, got {max_concurrency!r}")
-        if max_concurrency < 1:
-            raise ValueError(f"max_concurrency is 1 or more, got {max_concurrency}")
+        if not is_count(max_concurrency):
+            raise ValueError(
+                f"max_concurrency is a whole number of 1 or more, got {max_concurrency!r}"
+            )
         self._call = call
         self._inputs = inputs
-        self._workers = min(max_concurrency, len(inputs))
+        self._max_concurrency = max_concurrency
         self._return_exceptions = return_exceptions
-        self._results: list[Any] = [None] * len(inputs)
         self._done = 0
 
     async def run(self) -> list[Any]:
         """Give the results in the inputs' order, on the background loop."""
-        waiting = iter(enumerate(self._inputs))
-        await gather(*(self._work(waiting) for _ in range(self._workers)))
-        return self._results
+        return await map_bounded(self._one, list(enumerate(self._inputs)), self._max_concurrency)
 
-    async def _work(self, waiting: Iterator[tuple[int, Any]]) -> None:
-        for index, value in waiting:
-            try:
-                self._results[index] = await self._call(value)
-            except Exception as error:
-                if not self._return_exceptions:
-                    add_note(error, f"while mapping the input at index {index}")
-                    raise
-                self._results[index] = error
-            self._done += 1
+    async def _one(self, numbered: tuple[int, Any]) -> Any:
+        index, value = numbered
+        try:
+            result = await self._call(value)
+        except Exception as error:
+            if not self._return_exceptions:
+                add_note(error, f"while mapping the input at index {index}")
+                raise
+            result = error
+        self._done += 1
+        return result
 
     def watched(self) -> list[Any]:
         """Block until all are done, with a bar."""
@@ -75,7 +74,7 @@ class Calls:
 
     async def awatched(self) -> list[Any]:
         """Await them all, with a bar."""
-        future = asyncio.wrap_future(concurrency.submit(self.run()))
+        future = asyncio.ensure_future(concurrency.result_of(concurrency.submit(self.run())))
         try:
             with _bar(len(self._inputs)) as show:
                 while not future.done():

@@ -1,6 +1,5 @@
 """The functions that make pipelines of which one branch answers."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from raycompose.compose.stages import make_branches, make_decider
 from raycompose.errors import CompositionError
 from raycompose.graph.attempts import Fallback, Optional, Race
 from raycompose.graph.choices import Split, Switch
-from raycompose.graph.limits import is_count, is_number
+from raycompose.graph.limits import is_count, is_duration, is_number
 
 
 def switch(on: Any, cases: Mapping[Any, Any], default: Any = None) -> Pipeline[Any, Any]:
@@ -122,7 +121,7 @@ def optional(
     Raises:
         CompositionError: The target streams, or ``timeout_s`` is no number of seconds above 0.
     """
-    if timeout_s is not None and not (is_number(timeout_s) and 0 < timeout_s < math.inf):
+    if timeout_s is not None and not is_duration(timeout_s):
         raise CompositionError(
             f"rc.optional(): timeout_s must be a number of seconds above 0, got {timeout_s!r}"
         )

@@ -1,6 +1,5 @@
 """The functions that make branching pipelines. Each equals a few lines of plain Python."""
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from raycompose.compose.stages import make_branches, make_decider, make_parallel
 from raycompose.errors import CompositionError
 from raycompose.flow.streams import Stream, in_batches
 from raycompose.graph.branches import Assign, Each, Passthrough, Pick, Shadow
-from raycompose.graph.limits import is_number
+from raycompose.graph.limits import is_duration, is_number
 from raycompose.graph.loops import Loop
 from raycompose.graph.nodes import Stage
 from raycompose.graph.signatures import describe
@@ -162,7 +161,7 @@ def batched(size: int, max_wait_s: float | None = None) -> Pipeline[Any, Any]:
         CompositionError: ``size`` is below 1, or ``max_wait_s`` is no number of seconds above 0.
     """
     check_count("rc.batched()", "size", size)
-    if max_wait_s is not None and not (is_number(max_wait_s) and 0 < max_wait_s < math.inf):
+    if max_wait_s is not None and not is_duration(max_wait_s):
         raise CompositionError(
             f"rc.batched(): max_wait_s must be a number of seconds above 0, got {max_wait_s!r}"
         )

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypedDict, cast
@@ -23,7 +22,7 @@ from raycompose.errors import CompositionError
 from raycompose.graph.attempts import Hedged
 from raycompose.graph.branches import Parallel
 from raycompose.graph.choices import Decider
-from raycompose.graph.limits import Hedge, Limits, Retry, is_number
+from raycompose.graph.limits import Hedge, Limits, Retry, is_duration
 from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe
 from raycompose.graph.targets import Deployed, Inline, Target, Task
@@ -164,7 +163,7 @@ def _limited(node: Node, called: str, name: str | None, options: StageOptions) -
         node = _hedged(node, called, hedge)
     if timeout_s is None and retry is None:
         return node if name is None else Named(name, node)
-    if timeout_s is not None and not (is_number(timeout_s) and 0 < timeout_s < math.inf):
+    if timeout_s is not None and not is_duration(timeout_s):
         raise CompositionError(
             f"stage {called!r}: timeout_s={timeout_s!r} must be a number of seconds above 0"
         )

@@ -10,7 +10,7 @@ import concurrent.futures
 import os
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ else:
     from async_timeout import timeout_at
 
 T = TypeVar("T")
+U = TypeVar("U")
 _END = object()
 
 _background: asyncio.AbstractEventLoop | None = None
@@ -185,6 +186,11 @@ class DeadlinePassed(Exception):
     """What ``before`` raises; no error of what ran has this type."""
 
 
+async def within(timeout_s: float, action: Callable[[], Awaitable[T]]) -> T:
+    """Return what an action gives within so many seconds; see ``before``."""
+    return await before(asyncio.get_running_loop().time() + timeout_s, action)
+
+
 async def before(deadline: float, action: Callable[[], Awaitable[T]]) -> T:
     """Return what an action gives, which is cancelled once at the deadline.
 
@@ -234,6 +240,27 @@ async def gather(*coroutines: Any) -> list[Any]:
     except BaseException:
         await cancel(*tasks)
         raise
+
+
+async def map_bounded(
+    call: Callable[[T], Awaitable[U]], items: Sequence[T], at_once: int
+) -> list[U]:
+    """Return a call's result for each item, in order; the first failure cancels the others.
+
+    Args:
+        call: What is called.
+        items: What it is called with.
+        at_once: How many calls are under way at once.
+    """
+    results: list[Any] = [None] * len(items)
+    upcoming = iter(enumerate(items))
+
+    async def work() -> None:
+        for index, item in upcoming:
+            results[index] = await call(item)
+
+    await gather(*(work() for _ in range(min(at_once, len(items)))))
+    return results
 
 
 async def cancel(*tasks: "asyncio.Future[Any] | None") -> None:

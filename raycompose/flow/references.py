@@ -170,6 +170,11 @@ class Ref(Generic[T]):
         return f"Ref(the result of {self._stage!r})" if self._stage else "Ref(a result)"
 
 
+async def awaited(value: Any) -> Any:
+    """Return the value behind a reference; any other value as it is."""
+    return await value if isinstance(value, Ref) else value
+
+
 _here: "weakref.WeakValueDictionary[str, Ref[Any]]" = weakref.WeakValueDictionary()
 
 

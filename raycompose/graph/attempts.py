@@ -10,7 +10,7 @@ from typing import Any
 
 from raycompose.errors import add_note, is_client_error
 from raycompose.flow.arguments import single
-from raycompose.flow.concurrency import DeadlinePassed, before, cancel
+from raycompose.flow.concurrency import DeadlinePassed, cancel, within
 from raycompose.flow.streams import Stream
 from raycompose.graph import metrics
 from raycompose.graph.branches import Branching
@@ -78,7 +78,7 @@ class Optional(Branching):
         try:
             if self.timeout_s is None:
                 return await attempt()
-            return await before(asyncio.get_running_loop().time() + self.timeout_s, attempt)
+            return await within(self.timeout_s, attempt)
         except DeadlinePassed:
             why: object = f"it took longer than timeout_s={self.timeout_s:g}"
         except Exception as error:
@@ -89,11 +89,6 @@ class Optional(Branching):
         metrics.count("optional_defaults", ctx.pipeline, self.name)
         ctx.timings_s.setdefault(f"{self.name}.default", 0.0)  # seen in Server-Timing
         return self.default
-
-    @property
-    def takes_reference(self) -> bool:
-        """Whether the branch does."""
-        return self.branches[0].takes_reference
 
 
 @dataclass(frozen=True)
@@ -128,11 +123,6 @@ class Race(Branching):
         finally:
             await cancel(*tasks)
         return results[0] if self.need == 1 else tuple(results[: self.need])
-
-    @property
-    def takes_reference(self) -> bool:
-        """Whether a branch does; the others wait for the value."""
-        return any(branch.takes_reference for branch in self.branches)
 
 
 @dataclass(frozen=True)

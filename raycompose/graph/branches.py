@@ -11,8 +11,8 @@ from typing import Any
 from raycompose import _serve
 from raycompose.errors import mark
 from raycompose.flow.arguments import single
-from raycompose.flow.concurrency import gather
-from raycompose.flow.references import Ref
+from raycompose.flow.concurrency import gather, map_bounded
+from raycompose.flow.references import awaited
 from raycompose.flow.streams import Stream
 from raycompose.graph import metrics
 from raycompose.graph.context import Context
@@ -30,7 +30,7 @@ class Passthrough(Node):
     async def run(self, value: Any, ctx: Context) -> Any:
         """Give the value itself."""
         value = single(value, self.name)
-        return await value if isinstance(value, Ref) else value
+        return await awaited(value)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Branching(Node):
         """The branches' entries: each branch gets the node's own input."""
         return tuple(stage for branch in self.branches for stage in branch.entries)
 
+    @property
+    def takes_reference(self) -> bool:
+        """Whether a branch does; the others, and what looks at the value, wait for it."""
+        return any(branch.takes_reference for branch in self.branches)
+
 
 @dataclass(frozen=True)
 class Parallel(Branching):
@@ -69,11 +74,6 @@ class Parallel(Branching):
         value = single(value, self.name)
         results = await gather(*(branch.run(value, ctx) for branch in self.branches))
         return tuple(results) if self.keys is None else dict(zip(self.keys, results, strict=True))
-
-    @property
-    def takes_reference(self) -> bool:
-        """Whether a branch does; the others wait for the value."""
-        return any(branch.takes_reference for branch in self.branches)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Pick(Node):
 
 async def _mapping(value: Any, node: str, ctx: Context) -> Mapping[Any, Any]:
     value = single(value, node)
-    value = await value if isinstance(value, Ref) else value
+    value = await awaited(value)
     if not isinstance(value, Mapping):
         error = TypeError(f"{node!r} takes a mapping, but got {type(value).__name__}")
         raise mark(error, node, ctx.request_id)
@@ -159,6 +159,11 @@ class Shadow(Branching):
         """Never: the input is passed on."""
         return False
 
+    @property
+    def takes_reference(self) -> bool:
+        """Never: what is mirrored is the value."""
+        return False
+
 
 @dataclass(frozen=True)
 class Each(Branching):
@@ -181,20 +186,21 @@ class Each(Branching):
             )
             mark(error, self.name)
             raise error
-        results: list[Any] = [None] * len(items)
-        upcoming = iter(enumerate(items))
 
-        async def work() -> None:
-            for index, item in upcoming:
-                try:
-                    results[index] = await self.branches[0].run_item(item, ctx)
-                except Exception as error:
-                    if not self.return_exceptions:
-                        raise
-                    results[index] = error
+        async def one(item: Any) -> Any:
+            try:
+                return await self.branches[0].run_item(item, ctx)
+            except Exception as error:
+                if self.return_exceptions:
+                    return error
+                raise
 
-        await gather(*(work() for _ in range(min(self.max_concurrency, len(items)))))
-        return results
+        return await map_bounded(one, items, self.max_concurrency)
+
+    @property
+    def takes_reference(self) -> bool:
+        """Never: the branch gets the items of the input."""
+        return False
 
     @property
     def entries(self) -> tuple[Stage, ...]:

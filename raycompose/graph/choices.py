@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from raycompose.errors import NoMatchError, mark
 from raycompose.flow.arguments import single
-from raycompose.flow.references import Ref
+from raycompose.flow.references import awaited
 from raycompose.graph.branches import Branching
 from raycompose.graph.context import Context
 from raycompose.graph.nodes import Node, Stage
@@ -22,8 +22,7 @@ Decider: TypeAlias = Callable[[Any], Any] | str | Node
 
 async def decide(by: Decider, value: Any, ctx: Context) -> Any:
     """Return what a decider makes of the value; ``MISSING`` if it has no such key or attribute."""
-    if isinstance(value, Ref):
-        value = await value
+    value = await awaited(value)
     if isinstance(by, Node):
         return await by.run(value, ctx)
     if isinstance(by, str):
@@ -74,11 +73,6 @@ class Choosing(Branching):
         return self.by is None and all(branch.takes_stream for branch in self.branches)
 
     @property
-    def takes_reference(self) -> bool:
-        """Whether a branch does; a choice that looks at the value waits for it."""
-        return any(branch.takes_reference for branch in self.branches)
-
-    @property
     def exits(self) -> tuple[Stage, ...]:
         """The branches' exits."""
         return tuple(stage for branch in self.branches for stage in branch.exits)
@@ -127,7 +121,7 @@ class Switch(Choosing):
     async def _described(self, key: Any, value: Any) -> str:
         if key is not MISSING:
             return _short(key)
-        value = await value if isinstance(value, Ref) else value
+        value = await awaited(value)
         looked_in = "key" if isinstance(value, Mapping) else "attribute"
         return f"the value ({type(value).__name__}) has no {looked_in} {self.by!r}"
 

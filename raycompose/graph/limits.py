@@ -29,6 +29,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def is_duration(value: Any) -> bool:
+    """Tell whether a value is a number of seconds above 0."""
+    return is_number(value) and 0 < value < math.inf
+
+
 def is_count(value: Any) -> bool:
     """Tell whether a value is a whole number of 1 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -97,8 +102,8 @@ class Retry:
 
         A retry is logged with the stage and the request's id.
         """
-        spendings = partial(Budget, self.budget, self.min_per_s)
-        budget = ctx.engine.state(f"retries of {stage}", spendings)
+        make = partial(Budget, self.budget, self.min_per_s)
+        budget = ctx.engine.state(f"retries of {stage}", make)
         budget.request()
         number = 1
         while True:
@@ -145,7 +150,7 @@ class Hedge:
     budget: float = 0.05
 
     def __post_init__(self) -> None:
-        if not (is_number(self.after_s) and 0 < self.after_s < math.inf):
+        if not is_duration(self.after_s):
             raise ValueError(f"after_s must be a number of seconds above 0, got {self.after_s!r}")
         _check_budget(self.budget)
 

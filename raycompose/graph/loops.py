@@ -6,7 +6,7 @@ from typing import Any
 
 from raycompose.errors import LoopError, mark
 from raycompose.flow.arguments import single
-from raycompose.flow.references import Ref
+from raycompose.flow.references import awaited
 from raycompose.graph.choices import Decider, decide
 from raycompose.graph.context import Context
 from raycompose.graph.nodes import Node, Stage
@@ -33,7 +33,7 @@ class Loop(Node):
             LoopError: It held of none.
         """
         value = single(value, self.name)
-        value = await value if isinstance(value, Ref) else value
+        value = await awaited(value)
         for _ in range(self.max_iterations):
             value = await self.body.run_item(value, ctx)
             if await decide(self.until, value, ctx):

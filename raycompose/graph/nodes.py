@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from raycompose.flow import concurrency
 from raycompose.flow.arguments import Arguments
-from raycompose.flow.references import Ref
+from raycompose.flow.references import Ref, awaited
 from raycompose.flow.request import Request, settled
 from raycompose.flow.streams import Stream
 from raycompose.graph.calling import Args, Kwargs
@@ -242,14 +242,14 @@ async def _by_value(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwarg
     if isinstance(value, Ref):
         # Ray fetches an ObjectRef where it is needed; what this process holds is awaited here.
         value = value.item if stage.target.remote else await value
-        value = await value if isinstance(value, Ref) else value
+        value = await awaited(value)
     elif isinstance(value, Stream) and stage.target.remote:
         value = await value.sendable()
     return stage.signature.arguments(value)
 
 
 async def _by_request(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
-    value = await value if isinstance(value, Ref) else value
+    value = await awaited(value)
     return (Request.of(value, ctx.http_scope),), {}
 
 
@@ -261,7 +261,7 @@ async def _by_reference(stage: Stage, value: Any, ctx: Context) -> tuple[Args, K
 
 
 async def _by_stream(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
-    value = await value if isinstance(value, Ref) else value
+    value = await awaited(value)
     if not isinstance(value, Stream):
         raise TypeError(
             f"stage {stage.name!r} takes a stream, but got {type(value).__name__}: "

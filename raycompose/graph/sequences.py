@@ -43,12 +43,10 @@ class Sequence(Node):
         """
         plan = []
         for step, after in zip(self.steps, (*self.steps[1:], None), strict=True):
-            before_reference = after is not None and _travels_by_reference(step, after)
-            before_itself = (
-                before_reference
-                and after is not None
-                and (not deployments(step).isdisjoint(deployments(after)))
-            )
+            before_reference = before_itself = False
+            if after is not None and _travels_by_reference(step, after):
+                before_reference = True
+                before_itself = not deployments(step).isdisjoint(deployments(after))
             plan.append((step, step.takes_stream, before_reference, before_itself))
         return tuple(plan)
 
