@@ -86,8 +86,9 @@ class Request(starlette.requests.Request):
         return self._body
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Give the body, which has been read, in one piece."""
+        """Give the body, which has been read, in one piece, and end as Starlette's does: empty."""
         yield await self.body()
+        yield b""
 
     async def _get_form(self, **limits: Any) -> FormData:  # behind form(), which is Starlette's
         try:

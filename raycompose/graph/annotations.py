@@ -4,7 +4,7 @@ import collections.abc
 import inspect
 import types
 import typing
-from typing import Any, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
@@ -66,18 +66,30 @@ def resolve(annotation: Any, namespace: dict[str, Any]) -> Any:
     """
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation
-    annotated: Any = types.SimpleNamespace(__annotations__={"it": annotation})
+    annotated: Any = types.SimpleNamespace()
     try:
+        annotated.__annotations__ = {"it": _with_references(annotation)}
         hints = typing.get_type_hints(annotated, namespace, namespace, include_extras=True)
     except Exception:  # any name may be missing at run time, and unclear is allowed
-        return UNKNOWN if _holds_string(annotation) else annotation
-    return None if annotation is None else hints["it"]
+        hints = {"it": annotation}
+    return None if annotation is None else UNKNOWN if _holds_string(hints["it"]) else hints["it"]
+
+
+def _with_references(annotation: Any) -> Any:
+    """``list["Item"]`` with a reference for its string, which Python 3.10 would leave as it is."""
+    if type(annotation) is not types.GenericAlias:
+        return typing.ForwardRef(annotation) if isinstance(annotation, str) else annotation
+    arguments = tuple(map(_with_references, typing.get_args(annotation)))
+    return types.GenericAlias(typing.get_origin(annotation), arguments)
 
 
 def _holds_string(annotation: Any) -> bool:
+    """Whether some type in it is still a string; literals and metadata are no types."""
     if isinstance(annotation, str | typing.ForwardRef):
         return True
-    return any(map(_holds_string, typing.get_args(annotation)))
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    types_in_it = () if origin is Literal else arguments[: 1 if origin is Annotated else None]
+    return any(map(_holds_string, types_in_it))
 
 
 def item_type(container: Any) -> Any:
@@ -97,7 +109,7 @@ def awaited(returns: Any) -> Any:
 
 def without_optional(annotation: Any) -> Any:
     """Return ``T`` for ``Annotated[T, ...]`` and ``T | None``."""
-    if typing.get_origin(annotation) is typing.Annotated:
+    if typing.get_origin(annotation) is Annotated:
         return without_optional(typing.get_args(annotation)[0])
     members = union_members(annotation)
     rest = [m for m in members if m is not types.NoneType]
@@ -114,7 +126,7 @@ def _plain_classes(annotation: Any) -> tuple[type, ...] | None:
     """The classes that an annotation allows, or ``None`` when that is not clear."""
     if annotation is None:
         return (types.NoneType,)
-    if typing.get_origin(annotation) is typing.Annotated:
+    if typing.get_origin(annotation) is Annotated:
         return _plain_classes(typing.get_args(annotation)[0])
     members = union_members(annotation)
     if members:
