@@ -2,6 +2,7 @@
 
 from raycompose.client.client import Client, connect, run
 from raycompose.client.local import local
+from raycompose.compose.applications import app
 from raycompose.compose.choices import fallback, optional, race, split, switch, when
 from raycompose.compose.combinators import (
     assign,
@@ -41,6 +42,7 @@ from raycompose.flow.events import Event
 from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
+from raycompose.graph.deadlines import remaining_s
 from raycompose.graph.limits import Hedge, Retry
 from raycompose.http import fastapi as fastapi  # rc.fastapi.install(api)
 from raycompose.show import install as _show
@@ -68,6 +70,7 @@ __all__ = [
     "StageTimeoutError",
     "Stream",
     "__version__",
+    "app",
     "assign",
     "batched",
     "by_ref",
@@ -86,6 +89,7 @@ __all__ = [
     "pick",
     "pipeline",
     "race",
+    "remaining_s",
     "resolve",
     "resolve_sync",
     "run",

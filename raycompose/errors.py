@@ -26,7 +26,31 @@ _STAGE = "_raycompose_stage"
 _REQUEST = "_raycompose_request"
 MARKS = (_STAGE, _REQUEST)
 
+
+class RayComposeError(Exception):
+    """Base of every exception that raycompose itself raises."""
+
+
+class ApplicationUnavailableError(RayComposeError):
+    """An application that a stage calls does not run. HTTP 503.
+
+    Args:
+        app: The application's name.
+        deployment: The deployment that was asked for; ``None``: its ingress.
+    """
+
+    def __init__(self, app: str, deployment: str | None = None) -> None:
+        super().__init__(app, deployment)
+        self.app = app
+        self.deployment = deployment
+
+    def __str__(self) -> str:
+        part = f", or has no deployment {self.deployment!r}" if self.deployment else ""
+        return f"the application {self.app!r} is not running{part}: deploy it"
+
+
 UNAVAILABLE: tuple[type[Exception], ...] = (
+    ApplicationUnavailableError,
     DeploymentUnavailableError,
     NodeDiedError,
     ObjectLostError,
@@ -38,10 +62,6 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
 
 TRANSIENT: tuple[type[Exception], ...] = (BackPressureError, *UNAVAILABLE)
 """Faults that are safe to try again, elsewhere or later."""
-
-
-class RayComposeError(Exception):
-    """Base of every exception that raycompose itself raises."""
 
 
 class CompositionError(RayComposeError):
@@ -63,6 +83,24 @@ class StageTimeoutError(RayComposeError, TimeoutError):
 
     def __str__(self) -> str:
         return f"stage {self.stage!r} did not finish within timeout_s={self.timeout_s:g}"
+
+
+class RequestTimeoutError(StageTimeoutError):
+    """A request ran out of time, and what was running for it was cancelled. HTTP 504.
+
+    Args:
+        stage: The name of the stage that was running; ``None`` when none was.
+        timeout_s: The request's limit, in seconds.
+    """
+
+    stage: str | None  # type: ignore[assignment]  # as a StageTimeoutError whenever there is one
+
+    def __init__(self, stage: str | None, timeout_s: float) -> None:
+        super().__init__(stage, timeout_s)  # type: ignore[arg-type]  # as above
+
+    def __str__(self) -> str:
+        where = f": stage {self.stage!r} was running" if self.stage is not None else ""
+        return f"the request did not finish within its {self.timeout_s:g} s{where}"
 
 
 class NoMatchError(RayComposeError):

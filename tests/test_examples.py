@@ -347,3 +347,74 @@ def test_embedded_in_fastapi(serving: Serving) -> None:
         draft = load("embedded").Draft(text="maps sing")
         result = client.handle.headline.remote(draft).result(timeout_s=TIMEOUT_S)
         assert result.headline == "Maps Sing!"
+
+
+def local(name: str, **options: Any) -> Any:
+    """An example's application on the local engine, with an HTTP client."""
+    client = rc.local(load(name).app, **options)
+    return client, TestClient(client.asgi)
+
+
+def test_sessions_stay_on_their_replica(serving: Serving) -> None:
+    """What a user said is all there, although there are two replicas."""
+    with serving(load("sessions").app) as client:
+        for number in range(1, 5):
+            for user in ("dora", "ann", "bo"):
+                said = post(client.url, {"user": user, "says": str(number)}).json()
+                assert said == [str(n) for n in range(1, number + 1)]
+
+
+def test_refine_goes_on_until_it_is_good() -> None:
+    """Three rounds make the critic content."""
+    client, _ = local("refine")
+    assert client.call("rain") == "rain. And better. And better. And better."
+
+
+def test_enrich_leaves_out_what_is_late() -> None:
+    """Slow reviews are left out, and the short description is for those in a hurry."""
+    client, http = local("enrich")
+    page = client.call({"id": 8})
+    assert page == {
+        "id": 8,
+        "price": 17.5,
+        "reviews": ["It works."],
+        "description": "The product that everybody calls number 8.",
+    }
+    hurried = http.post("/", json={"id": 7}, headers={"x-request-timeout-seconds": "1"}).json()
+    assert (hurried["reviews"], hurried["description"]) == ([], "A product.")
+
+
+def test_providers_answer_once() -> None:
+    """The near one wins, or the far one when it stalls."""
+    client, _ = local("providers")
+    assert {client.call("now?") for _ in range(20)} <= {"near: now?", "far: now?"}
+
+
+def test_teams_deploy_apart(serving: Serving) -> None:
+    """The pipeline is deployed first and answers 503; then the translator comes."""
+    module = load("teams")
+    with serving(module.app) as client:
+        absent = post(client.url, "Good day")
+        assert (absent.status_code, absent.json()["stage"]) == (503, "translator")
+        serve.run(module.translator, name="translator", route_prefix="/translator")
+        assert post(client.url, "Good day").text == "¡buen día!"
+        serve.delete("translator")
+    stand_in, _ = local("teams", apps={"translator": str.upper})
+    assert stand_in.call("Good day") == "¡GOOD DAY!"
+
+
+def test_embeddings_come_in_batches() -> None:
+    """Three sentences are a batch of two and one of one."""
+    client, http = local("embeddings")
+    batches = [[[3.0, 0.0], [5.0, 1.0]], [[2.0, 0.0]]]
+    assert list(client.stream("One. Two 3. No.")) == batches
+    lines = http.post("/", json="One. Two 3. No.").text.splitlines()
+    assert [json.loads(line) for line in lines] == batches
+
+
+def test_support_desk_routes_on_a_model() -> None:
+    """The classifier decides, and the branch gets the message with its mood."""
+    _, http = local("support_desk")
+    refund = http.post("/", json={"text": "My money back!"})
+    assert refund.text == "We are very sorry. Your refund is on its way."
+    assert http.post("/", json={"text": "It is broken"}).text.startswith("Have you tried")

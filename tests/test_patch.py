@@ -23,7 +23,7 @@ def run(code: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_importing_adds_exactly_two_names_to_application() -> None:
-    """Application gains ``then`` and ``__or__``, and every other attribute is as it was."""
+    """Application gains ``then`` and ``|`` from both sides; every other attribute is as it was."""
     done = run(
         "from ray.serve import Application\n"
         "before = dict(vars(Application))\n"
@@ -32,7 +32,7 @@ def test_importing_adds_exactly_two_names_to_application() -> None:
         "print(sorted(after.keys() - before.keys()))\n"
         "print([name for name in before if after.get(name) is not before[name]])\n"
     )
-    assert done.stdout.splitlines() == ["['__or__', 'then']", "[]"], done.stderr
+    assert done.stdout.splitlines() == ["['__or__', '__ror__', 'then']", "[]"], done.stderr
 
 
 def test_importing_changes_nothing_else_of_ray() -> None:
@@ -65,7 +65,7 @@ def test_importing_changes_nothing_else_of_ray() -> None:
         "print(sorted({k[-1] for k in changed}))\n"
         "print(all('Application' in k for k in changed))\n"
     )
-    assert done.stdout.splitlines() == ["['__or__', 'then']", "True"], done.stderr
+    assert done.stdout.splitlines() == ["['__or__', '__ror__', 'then']", "True"], done.stderr
 
 
 def test_installing_again_changes_nothing() -> None:
@@ -89,7 +89,7 @@ def test_reloading_the_module_is_harmless() -> None:
     assert done.stdout.splitlines() == ["4"], done.stderr
 
 
-@pytest.mark.parametrize("name", ["then", "__or__"])
+@pytest.mark.parametrize("name", ["then", "__or__", "__ror__"])
 def test_an_attribute_of_rays_own_is_never_replaced(name: str) -> None:
     """When Ray itself defines the attribute, importing refuses, says so, and leaves it alone."""
     done = run(
@@ -110,7 +110,7 @@ def test_an_attribute_of_rays_own_is_never_replaced(name: str) -> None:
     assert kept == "True"
 
 
-@pytest.mark.parametrize("name", ["then", "__or__"])
+@pytest.mark.parametrize("name", ["then", "__or__", "__ror__"])
 def test_an_attribute_that_application_inherits_counts_as_rays_own(name: str) -> None:
     """An attribute that a base class of Application brings is not replaced either."""
     done = run(

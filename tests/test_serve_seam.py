@@ -584,7 +584,7 @@ def test_the_users_exception_is_the_cause_of_a_task_error() -> None:
 
 def test_outside_a_replica_the_request_context_is_empty() -> None:
     """``_get_serve_request_context`` gives empty ids where no request is answered."""
-    assert _serve.request_context() == ("", "", "")
+    assert _serve.request_context() == ("", "", "", "")
 
 
 def test_local_testing_mode_has_no_object_ref() -> None:

@@ -47,12 +47,21 @@ from raycompose._serve.handles import (
     by_reference,
     handle_to,
     is_own_deployment,
+    is_refusal_of,
     object_ref,
     object_ref_gen,
+    options_of,
     ready,
 )
 from raycompose._serve.hosting import Replica, asgi_of, end_batches, hosted_definition
-from raycompose._serve.replica import app_name, in_replica, is_hosted, own_user_config, rank
+from raycompose._serve.replica import (
+    app_name,
+    in_replica,
+    is_hosted,
+    own_deployment,
+    own_user_config,
+    rank,
+)
 from raycompose._serve.requests import (
     CallGroup,
     RequestContext,
@@ -107,11 +116,14 @@ __all__ = [
     "is_fastapi_ingress",
     "is_hosted",
     "is_own_deployment",
+    "is_refusal_of",
     "jsonable",
     "method_of_actor",
     "methods_of",
     "object_ref",
     "object_ref_gen",
+    "options_of",
+    "own_deployment",
     "own_user_config",
     "rank",
     "ready",

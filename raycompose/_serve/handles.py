@@ -10,6 +10,7 @@ import ray
 from ray.serve._private.local_testing_mode import LocalReplicaResult, LocalRouter
 from ray.serve._private.utils import GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
 from ray.serve.context import _get_internal_replica_context, _RequestContext, _serve_request_context
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from raycompose._serve.replica import app_name, in_replica
@@ -129,6 +130,17 @@ def by_reference(handle: Any) -> Any:
 def by_grpc(handle: Any) -> Any:
     """Return the handle with calls by gRPC, whatever Ray's default transport is."""
     return handle.options(_by_reference=False)
+
+
+def is_refusal_of(error: DeploymentUnavailableError, handle: Any) -> bool:
+    """Tell whether an error says that the deployment of this handle takes no calls."""
+    refused: bool = error._deployment_id == handle.deployment_id
+    return refused
+
+
+def options_of(handle: DeploymentHandle[Any]) -> tuple[str, bool]:
+    """Return the method that a handle calls, and whether as a stream."""
+    return handle.handle_options.method_name, handle.handle_options.stream
 
 
 def is_own_deployment(handle: Any) -> bool:

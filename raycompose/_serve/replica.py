@@ -71,6 +71,14 @@ LOCAL = "local"
 """The application's name outside of a replica."""
 
 
+def own_deployment() -> tuple[str, str]:
+    """Return the names of this replica's application and deployment; outside of one, empty."""
+    if not in_replica():
+        return "", ""
+    replica = _get_internal_replica_context()
+    return replica.app_name, replica.deployment
+
+
 def app_name() -> str:
     """Return the name of the application that this replica is part of."""
     name: str = _get_internal_replica_context().app_name if in_replica() else LOCAL

@@ -31,12 +31,15 @@ class RequestContext(NamedTuple):
     request_id: str
     app_name: str
     multiplexed_model_id: str
+    session_id: str
 
 
 def request_context() -> RequestContext:
     """Return the current request's ids, empty strings outside a replica."""
     request = _get_serve_request_context()
-    return RequestContext(request.request_id, request.app_name, request.multiplexed_model_id)
+    return RequestContext(
+        request.request_id, request.app_name, request.multiplexed_model_id, request.session_id
+    )
 
 
 def receive_request(headers: Mapping[str, str], path: str = "") -> None:

@@ -1,7 +1,7 @@
 """Clients: deploy an application or connect to one, and call it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -34,7 +34,9 @@ class Client(ABC):
     """
 
     @abstractmethod
-    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None = None
+    ) -> Any:
         """Call the pipeline, on the background loop."""
 
     @abstractmethod
@@ -60,19 +62,18 @@ class Client(ABC):
 
         Args:
             args: The pipeline's arguments, given to its first stage unchanged.
-            timeout_s: Seconds to wait; past them the call is cancelled.
+            timeout_s: The call's deadline in seconds; past it all that runs for it is cancelled.
             kwargs: The pipeline's keyword arguments.
 
         Raises:
-            TimeoutError: There was no result in time.
+            TimeoutError: There was no result in time; ``rc.failed_stage`` names the stage that ran.
             Exception: What a stage raised, as the user's own type; ``rc.failed_stage`` names it.
         """
-        return concurrency.wait(_within(timeout_s, partial(self._call, args, kwargs)))
+        return concurrency.wait(self._call(args, kwargs, timeout_s))
 
     async def acall(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """Call the pipeline and await its result; see ``call``."""
-        future = concurrency.submit(_within(timeout_s, partial(self._call, args, kwargs)))
-        return await concurrency.result_of(future)
+        return await concurrency.result_of(concurrency.submit(self._call(args, kwargs, timeout_s)))
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Call a pipeline that streams and give its items as they come.
@@ -170,7 +171,29 @@ class _Remote(Client):
         self._fronts_pipeline = True  # until it turns out that it does not
         self._end = end
 
-    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None = None
+    ) -> Any:
+        if timeout_s is None:
+            return await result_of(self._handle.remote(*args, **kwargs))
+        try:
+            return await within(timeout_s + _GRACE_S, partial(self._timed, timeout_s, args, kwargs))
+        except DeadlinePassed:
+            raise TimeoutError(
+                f"the application {self._app_name!r} returned no result within "
+                f"timeout_s={timeout_s:g}"
+            ) from None
+
+    async def _timed(self, timeout_s: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the pipeline with a deadline, which its replica minds: it knows what runs."""
+        if self._fronts_pipeline:
+            timed = self._handle.options(method_name=Ingress.raycompose_call.__name__)
+            try:
+                return await result_of(timed.remote(timeout_s, *args, **kwargs))
+            except RayServeException as error:
+                if not _serve.has_no_method(error):
+                    raise
+                self._fronts_pipeline = False
         return await result_of(self._handle.remote(*args, **kwargs))
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -258,12 +281,5 @@ def connect(name: str = "default") -> Client:
     return _Remote(serve.get_app_handle(name), name, lambda: None)
 
 
-async def _within(timeout_s: float | None, call: Callable[[], Awaitable[T]]) -> T:
-    if timeout_s is None:
-        return await call()
-    try:
-        return await within(timeout_s, call)
-    except DeadlinePassed:
-        raise TimeoutError(
-            f"the pipeline returned no result within timeout_s={timeout_s:g}"
-        ) from None
+_GRACE_S = 0.5
+"""How long past its deadline to wait for the answer that says what was running."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -13,24 +14,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raycompose import _serve
 from raycompose.client.client import Client
+from raycompose.compose.applications import with_stand_ins
 from raycompose.compose.checks import check_constructor
 from raycompose.compose.pipeline import Pipeline, pipeline
 from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import cancel
 from raycompose.graph.context import Context
+from raycompose.graph.deadlines import Deadline
 from raycompose.graph.hosting import HostedDeployment, construct
 from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.opening import OpenGraph, connected, open_graph, retarget
 from raycompose.graph.signatures import Signature, is_generator
 from raycompose.graph.targets import Deployed, Hosted, Inline, Running, Target, Task
 from raycompose.http.ingress import NO_STREAM, Ingress
+from raycompose.http.settings import Settings
 
 _FRONT: Any = serve.deployment(Ingress, max_ongoing_requests=1000)
 """Where functions run."""
 
 
-def local(app: Application) -> "LocalClient":
+def local(app: Application, *, apps: Mapping[str, Any] | None = None) -> "LocalClient":
     """Run an application in this process, without a cluster: for unit tests and debuggers.
 
     Deployments are constructed here and now; values are not copied between stages.
@@ -39,13 +43,24 @@ def local(app: Application) -> "LocalClient":
         app: A pipeline, or a FastAPI ingress (``@serve.ingress``), whose routes ``.asgi`` has and
             whose methods ``call(..., method="...")`` reaches; another application becomes a
             pipeline of one stage.
+        apps: What stands in for other applications (``rc.app``), by their names: whatever
+            ``rc.stage`` takes. ``"name/deployment"`` is one deployment of an application.
+
+    Raises:
+        RayComposeError: The pipeline calls an application that nothing stands in for, and no Ray
+            runs on which it could be found; or something stands in for one that it does not call.
     """
     if _is_fastapi(app):
+        if apps:
+            raise RayComposeError(
+                "apps= is for a pipeline's rc.app(...), but this is a FastAPI app"
+            )
         check_constructor(app)
         fastapi = concurrency.wait(_open_fastapi(app))
         return LocalClient(fastapi.name, fastapi)
     whole: Pipeline[Any, Any] = app if isinstance(app, Pipeline) else pipeline(app)
-    return LocalClient(repr(whole), concurrency.wait(_open(whole)))
+    root = with_stand_ins(whole.root, apps or {})
+    return LocalClient(repr(whole), concurrency.wait(_open(root, whole.settings)))
 
 
 def _is_fastapi(app: Any) -> bool:
@@ -65,9 +80,11 @@ class LocalClient(Client):
         self._end = weakref.finalize(self, _end, served)
         self._end.atexit = False  # the background loop ends with all that runs on it
 
-    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None = None
+    ) -> Any:
         self._begin()
-        result = await self._ingress(*args, **kwargs)
+        result = await self._ingress.raycompose_call(timeout_s, *args, **kwargs)
         if hasattr(result, "__anext__"):
             await result.aclose()
             raise TypeError("this pipeline streams: use client.stream(...)")
@@ -114,8 +131,12 @@ class FastAPIApp:
         self.name, self._host = next(iter(graph.hosts.items()))
         self._asgi: ASGIApp = _serve.asgi_of(self._host.instance)
 
-    async def __call__(self, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
-        """Call one of its methods, as its ``DeploymentHandle`` would."""
+    async def raycompose_call(self, timeout_s: float | None, /, *args: Any, **kwargs: Any) -> Any:
+        """Call one of its methods, as its ``DeploymentHandle`` would, in so many seconds."""
+        call = partial(self._called, *args, **kwargs)
+        return await (call() if timeout_s is None else Deadline(timeout_s).run(call))
+
+    async def _called(self, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
         if method is None:
             raise TypeError(
                 f"{self.name} is a FastAPI app, which answers HTTP: use client.asgi, or call one "
@@ -133,7 +154,7 @@ class FastAPIApp:
 
     async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Call one of its methods for its items, as the pipelines' ingress does."""
-        result = await self(*args, **kwargs)
+        result = await self._called(*args, **kwargs)
         if not hasattr(result, "__anext__"):
             raise TypeError(NO_STREAM)
         async with aclosing(result) as items:
@@ -165,8 +186,8 @@ async def _started(graph: OpenGraph) -> OpenGraph:
     return graph
 
 
-async def _open(app: Pipeline[Any, Any]) -> Ingress:
-    ingress: Ingress = await construct(Ingress, _localised(app.root), app.settings)
+async def _open(root: Node, settings: Settings) -> Ingress:
+    ingress: Ingress = await construct(Ingress, _localised(root), settings)
     return ingress
 
 
@@ -174,7 +195,7 @@ def _localised(root: Node) -> Node:
     """The graph with every stage run in this process."""
 
     def localised(target: Target) -> Target:
-        if isinstance(target, Deployed):
+        if isinstance(target, Deployed) and target.is_bound:
             return Hosted(HostedDeployment.of(target.app), target.method)
         if isinstance(target, Task) and (function := _serve.task_function(target.function)):
             return Inline(function)

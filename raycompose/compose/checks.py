@@ -12,7 +12,7 @@ from raycompose.graph.branches import Parallel, Pick
 from raycompose.graph.limits import is_count
 from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.sequences import Sequence
-from raycompose.graph.wrappers import Gated, Limited, Named
+from raycompose.graph.wrappers import Wrapping
 
 
 def check_fit(before: Sequence, after: Node) -> None:
@@ -48,7 +48,7 @@ def _keys_given(node: Node) -> tuple[str, ...] | None:
     """The keys of the mapping that a node gives, where they are known."""
     if isinstance(node, Sequence):
         return _keys_given(node.steps[-1])
-    if isinstance(node, Named | Limited | Gated):
+    if isinstance(node, Wrapping):
         return _keys_given(node.body)
     if isinstance(node, Pick):
         return node.keys if len(node.keys) > 1 else None

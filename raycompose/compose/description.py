@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 from ray.serve import Deployment
 
 from raycompose import _serve
+from raycompose.graph.affinity import Sticky
 from raycompose.graph.annotations import UNKNOWN, type_name
+from raycompose.graph.applications import Elsewhere
 from raycompose.graph.attempts import Hedged
 from raycompose.graph.branches import Assign, Parallel, Shadow
 from raycompose.graph.choices import Decider, Split, Switch
@@ -166,9 +168,16 @@ def _(part: Gated, receives: str) -> Description:
 
 @_details.register
 def _(part: Hedged, receives: str) -> Description:
-    body = node(part.body, receives)
-    hedged = {**body.get("limits", {}), "hedge": _setting(part.hedge)}
-    return {**body, "limits": hedged}
+    return _with_limit(node(part.body, receives), "hedge", part.hedge)
+
+
+@_details.register
+def _(part: Sticky, receives: str) -> Description:
+    return _with_limit(node(part.body, receives), "affinity", part.by)
+
+
+def _with_limit(body: Description, name: str, limit: Any) -> Description:
+    return {**body, "limits": {**body.get("limits", {}), name: _setting(limit)}}
 
 
 @_details.register
@@ -207,6 +216,10 @@ def _limits(limits: Limits) -> Description:
 
 def _target(target: Target) -> Description:
     """Where a stage runs, under which name, how often, and on what."""
+    if isinstance(target, Elsewhere):
+        return _elsewhere(target.app, target.name, target.method)
+    if isinstance(target, Deployed) and not target.is_bound:
+        return _elsewhere(target.app.app_name, target.app.deployment_name, target.method)
     if isinstance(target, Deployed):
         return {"runs": "deployment", **_deployment(_serve.deployment_of(target.app), target)}
     if isinstance(target, Hosted):
@@ -216,6 +229,14 @@ def _target(target: Target) -> Description:
     if isinstance(target, Task):
         return {"runs": "actor" if _serve.method_of_actor(target.function) else "task"}
     return {"runs": type(target).__name__.lower()}
+
+
+def _elsewhere(app: str, deployment: str | None, method: str) -> Description:
+    """What runs already, or will, as another application."""
+    described = {"runs": "application", "application": app}
+    if deployment is not None:
+        described["deployment"] = deployment
+    return described if method == "__call__" else {**described, "method": method}
 
 
 def _deployment(deployment: Deployment, target: Deployed | Hosted) -> Description:

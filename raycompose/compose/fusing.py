@@ -1,6 +1,7 @@
 """Rewriting a graph so that stages run in the pipeline's own replica."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ray.serve import Application
 
@@ -18,7 +19,7 @@ def fuse(root: Node, names: tuple[str, ...]) -> Node:
     Raises:
         CompositionError: There is no stage of that name, or it is not a deployment.
     """
-    deployed = {s.name: s.target.app for s in stages(root) if isinstance(s.target, Deployed)}
+    deployed = {s.name: s.target.app for s in _own(root)}
     unknown = [name for name in names if name not in deployed]
     if unknown:
         raise CompositionError(
@@ -35,6 +36,11 @@ def fuse(root: Node, names: tuple[str, ...]) -> Node:
     return retarget(root, fused)
 
 
+def _own(root: Node) -> Iterator[Any]:
+    """The stages whose deployments are the pipeline's own, in replicas of their own."""
+    return (s for s in stages(root) if isinstance(s.target, Deployed) and s.target.is_bound)
+
+
 def joined(root: Node) -> Node:
     """Return the graph whose fused deployments hold handles to one another in the same replica.
 
@@ -46,11 +52,10 @@ def joined(root: Node) -> Node:
     fused = set(hosted_deployments(root).values())
     if not fused:
         return root
-    for stage in stages(root):
-        if isinstance(stage.target, Deployed):
-            for holder, held in _bindings(stage.target.app):
-                if HostedDeployment.of(held) in fused:
-                    _refuse(holder, held)
+    for stage in _own(root):
+        for holder, held in _bindings(stage.target.app):
+            if HostedDeployment.of(held) in fused:
+                _refuse(holder, held)
 
     def host_of(app: Application) -> HostedDeployment | None:
         bound = (app, *(held for _, held in _bindings(app)))

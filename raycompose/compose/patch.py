@@ -1,4 +1,4 @@
-"""The two things that importing raycompose adds to Ray Serve's ``Application``."""
+"""The two things that importing raycompose adds to Ray Serve's ``Application``: then, and |."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,12 @@ def _or(self: Application, target: Any) -> Pipeline[Any, Any]:
     return made
 
 
-ADDED: dict[str, Callable[..., Any]] = {"then": then, "__or__": _or}
+def _ror(self: Application, target: Any) -> Pipeline[Any, Any]:
+    return pipeline(target, self)
+
+
+ADDED: dict[str, Callable[..., Any]] = {"then": then, "__or__": _or, "__ror__": _ror}
+"""A function has no ``|`` of its own: ``function | app`` asks the application's ``__ror__``."""
 
 
 def install() -> None:

@@ -11,6 +11,7 @@ from raycompose.compose import fusing
 from raycompose.compose.checks import check_fit
 from raycompose.compose.description import describe
 from raycompose.compose.front import check_options, front, settings
+from raycompose.compose.notation import written
 from raycompose.compose.picture import Graph
 from raycompose.compose.places import with_gates
 from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_node
@@ -97,9 +98,10 @@ class Pipeline(Composed, Generic[In, Out]):
         Args:
             options: What ``Deployment.options`` takes (``name``, ``num_replicas``,
                 ``max_ongoing_requests``, ``autoscaling_config``, ``ray_actor_options``, ...), and
-                ``debug=True`` to show error messages to HTTP clients, ``max_body_bytes`` to limit
-                what they may send, ``stream="sse"``, ``"ndjson"`` or ``"raw"`` to send streams in
-                that form whatever they accept.
+                ``timeout_s`` for a deadline of each request in seconds, ``debug=True`` to show
+                error messages to HTTP clients, ``max_body_bytes`` to limit what they may send,
+                ``stream="sse"``, ``"ndjson"`` or ``"raw"`` to send streams in that form whatever
+                they accept.
 
         Raises:
             CompositionError: There is no such option, or Ray refuses its value.
@@ -132,7 +134,7 @@ class Pipeline(Composed, Generic[In, Out]):
         ``Api.bind(app.embed())``, then in the deployment ``await self.pipeline(x)`` or
         ``async for item in self.pipeline.stream(x)``.
         """
-        return Embedded(fusing.joined(self.root))
+        return Embedded(fusing.joined(self.root), self.settings.timeout_s)
 
     @property
     def graph(self) -> Graph:
@@ -159,8 +161,7 @@ class Pipeline(Composed, Generic[In, Out]):
         return settings(self.given)
 
     def __repr__(self) -> str:
-        steps = self.root.steps if isinstance(self.root, Sequence) else (self.root,)
-        return f"Pipeline({' | '.join(step.name for step in steps)})"
+        return f"Pipeline({written(self.root)})"
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -271,6 +272,7 @@ def stage(
     stream: bool | None = None,
     timeout_s: float | None = None,
     retry: int | Retry | None = None,
+    affinity: Callable[[Any], Any] | str | None = None,
     hedge: Hedge | None = None,
 ) -> Pipeline[Any, Any]:
     """Return ``target`` as a pipeline of one stage, with options.
@@ -288,6 +290,9 @@ def stage(
         stream: Whether the stage is a generator; by default as the method is written.
         timeout_s: A deadline in seconds, over all attempts. Past it the call is cancelled.
         retry: A number of attempts, or an ``rc.Retry``.
+        affinity: A function of the value, or a key of it, that gives the session id of the stage's
+            calls, a ``str`` or a number, for Ray Serve's session-aware routers
+            (``ConsistentHashRouter``); by default the request's own (``x-session-id``).
         hedge: An ``rc.Hedge``: a second call when the first is slow; the loser is cancelled.
 
     Raises:
@@ -301,6 +306,7 @@ def stage(
         stream=stream,
         timeout_s=timeout_s,
         retry=retry,
+        affinity=affinity,
         hedge=hedge,
     )
     return Pipeline(node, target.given if isinstance(target, Pipeline) else None)

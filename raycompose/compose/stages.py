@@ -19,6 +19,7 @@ from raycompose.compose.checks import (
     refuse_streams,
 )
 from raycompose.errors import CompositionError
+from raycompose.graph.affinity import Sticky
 from raycompose.graph.attempts import Hedged
 from raycompose.graph.branches import Parallel
 from raycompose.graph.choices import Decider
@@ -30,7 +31,8 @@ from raycompose.graph.wrappers import Limited, Named
 
 ACCEPTED = (
     "a bound deployment (X.bind(...)), a deployment (X), a function or other callable, "
-    "a @ray.remote function, a method of a Ray actor, a pipeline, or a dict of these"
+    "a @ray.remote function, a method of a Ray actor, a DeploymentHandle, rc.app(...), a pipeline, "
+    "or a dict of these"
 )
 
 
@@ -43,6 +45,7 @@ class StageOptions(TypedDict, total=False):
     stream: bool | None
     timeout_s: float | None
     retry: int | Retry | None
+    affinity: Callable[[Any], Any] | str | None
     hedge: Hedge | None
 
 
@@ -157,8 +160,11 @@ def make_decider(subject: str, by: Any) -> Decider:
 def _limited(node: Node, called: str, name: str | None, options: StageOptions) -> Node:
     """The node within its limits, if it has any, and with a name of its own."""
     timeout_s, retry, hedge = options.get("timeout_s"), options.get("retry"), options.get("hedge")
+    affinity = options.get("affinity")
     # A part of the graph that has no name has one where it times out.
     label = "" if isinstance(node, Stage) else name or ("" if node.label else "pipeline")
+    if affinity is not None:
+        node = _sticky(node, called, affinity)
     if hedge is not None:
         node = _hedged(node, called, hedge)
     if timeout_s is None and retry is None:
@@ -175,6 +181,19 @@ def _limited(node: Node, called: str, name: str | None, options: StageOptions) -
             f"{error}"
         ) from error
     return Limited(label, node, Limits(timeout_s, policy))
+
+
+def _sticky(node: Node, called: str, affinity: Any) -> Sticky:
+    if not isinstance(affinity, str) and not _is_function(affinity):
+        raise CompositionError(
+            f"stage {called!r}: affinity={affinity!r} must be a function of the value, or the name "
+            "of a key or an attribute of it"
+        )
+    if node.takes_stream:
+        raise CompositionError(
+            f"stage {called!r} takes a stream, which has no one session: affinity= needs a value"
+        )
+    return Sticky("", node, affinity)
 
 
 def _hedged(node: Node, called: str, hedge: Any) -> Hedged:
@@ -211,6 +230,10 @@ def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] |
         target = target.bind()
     if isinstance(target, Application):
         return _deployed(target, method)
+    if isinstance(target, DeploymentHandle):
+        own, streams = _serve.options_of(target)
+        called = own if method == "__call__" else method
+        return Deployed(target, called), lambda: Signature(streams=streams), target.deployment_name
     if method != "__call__":
         raise CompositionError(
             f"method={method!r} belongs to a deployment, but got {_described(target)}"

@@ -61,6 +61,16 @@ class Request(starlette.requests.Request):
         made._value = dict(value) if isinstance(value, Mapping) else {"data": value}
         return made
 
+    def with_header(self, name: str, value: str) -> "Request":
+        """Return the request with a header of that value, in the place of any it has."""
+        key = name.lower().encode()
+        others = [header for header in self.scope["headers"] if header[0] != key]
+        headers = [*others, (key, value.encode())]
+        made = Request({**self.scope, "headers": headers}, self._body, self._receive)
+        if hasattr(self, "_value"):
+            made._value = self._value
+        return made
+
     def json(self) -> Any:
         """Return the body's JSON, to be used as it is or awaited.
 

@@ -15,6 +15,7 @@ from raycompose import _serve
 from raycompose.errors import failed_stage, mark
 from raycompose.flow import concurrency
 from raycompose.graph import metrics
+from raycompose.graph.deadlines import note_interrupted
 from raycompose.graph.engines import Engine
 
 
@@ -26,6 +27,7 @@ class Context:
         pipeline: The name of the deployment that fronts the pipeline.
         request_id: Ray Serve's id of the request.
         multiplexed_model_id: Passed on to every stage; Ray Serve itself drops it at each hop.
+        session_id: The same, for Ray's routers that keep a session on its replica.
         http_scope: The ASGI scope of the HTTP request, reduced to what can be sent on.
         engine: What runs the graph.
         timings_s: Seconds spent in each stage, summed over its calls.
@@ -35,6 +37,7 @@ class Context:
     pipeline: str = "Pipeline"
     request_id: str = ""
     multiplexed_model_id: str = ""
+    session_id: str = ""
     http_scope: Mapping[str, Any] | None = None
     engine: Engine = field(default_factory=Engine)
     timings_s: dict[str, float] = field(default_factory=dict)
@@ -82,7 +85,7 @@ class Context:
             metrics.count("stage_errors", self.pipeline, stage)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        ids = (self.pipeline, self.request_id, self.multiplexed_model_id)
+        ids = (self.pipeline, self.request_id, self.multiplexed_model_id, self.session_id)
         return Context, (*ids, self.http_scope, self.engine)
 
 
@@ -110,7 +113,10 @@ class Call:
         trace: TracebackType | None,
     ) -> None:
         self._ctx.record(self._stage, time.perf_counter() - self._started)
-        if raised is not None and not isinstance(raised, asyncio.CancelledError | GeneratorExit):
+        if raised is None:
+            return
+        note_interrupted(self._stage)
+        if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
             raise_named(raised, self._stage, self._ctx.request_id)
 
 

@@ -4,8 +4,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -13,13 +12,13 @@ from typing import Any
 
 from ray.serve.exceptions import BackPressureError
 
-from raycompose.errors import TRANSIENT, StageTimeoutError, add_note, mark
-from raycompose.flow.concurrency import DeadlinePassed, before
+from raycompose.errors import TRANSIENT, add_note
 from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
 from raycompose.graph import metrics
 from raycompose.graph.budgets import Budget
 from raycompose.graph.context import Context
+from raycompose.graph.deadlines import Deadline, note_interrupted
 
 logger = logging.getLogger("ray.serve")
 
@@ -120,7 +119,11 @@ class Retry:
                 logger.info("request %s: stage %r is tried again in %.2f s after %r",
                             ctx.request_id, stage, wait_s, error)  # fmt: skip
             metrics.count("retries", ctx.pipeline, stage)
-            await asyncio.sleep(wait_s)
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                note_interrupted(stage)
+                raise
             number += 1
 
     def wait_s(self, error: Exception, attempt: int) -> float:
@@ -196,30 +199,4 @@ class Limits:
             attempt = partial(self.retry.run, stage, ctx, attempt, repeatable)
         if self.timeout_s is None:
             return await attempt()
-        deadline = asyncio.get_running_loop().time() + self.timeout_s
-        result = await self._before(deadline, stage, attempt)
-        if isinstance(result, Stream):
-            return Stream(partial(self._items, result, deadline, stage), portable=False)
-        return result
-
-    async def _items(
-        self, stream: Stream[Any], deadline: float, stage: str
-    ) -> AsyncGenerator[Any, None]:
-        async with aclosing(stream):
-            items = aiter(stream)
-            while True:
-                try:
-                    item = await self._before(deadline, stage, partial(anext, items))
-                except StopAsyncIteration:
-                    return
-                yield item
-
-    async def _before(
-        self, deadline: float, stage: str, action: Callable[[], Awaitable[Any]]
-    ) -> Any:
-        try:
-            return await before(deadline, action)
-        except DeadlinePassed:
-            error = StageTimeoutError(stage, self.timeout_s or 0.0)
-            mark(error, stage)
-            raise error from None
+        return await Deadline(self.timeout_s, stage).run(attempt)

@@ -20,6 +20,7 @@ from raycompose.flow.request import Request, settled
 from raycompose.flow.streams import Stream
 from raycompose.graph.calling import Args, Kwargs
 from raycompose.graph.context import Context, raise_named
+from raycompose.graph.deadlines import HEADER, remaining_s
 from raycompose.graph.signatures import PassBy, Signature, takes_iterator
 from raycompose.graph.targets import Target
 
@@ -249,8 +250,9 @@ async def _by_value(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwarg
 
 
 async def _by_request(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
-    value = await awaited(value)
-    return (Request.of(value, ctx.http_scope),), {}
+    request = Request.of(await awaited(value), ctx.http_scope)
+    left_s = remaining_s()
+    return (request if left_s is None else request.with_header(HEADER, f"{left_s:.3f}"),), {}
 
 
 async def _by_reference(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:

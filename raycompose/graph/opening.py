@@ -4,13 +4,15 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.serve import Application
 
 from raycompose import _serve
+from raycompose.errors import ApplicationUnavailableError
+from raycompose.graph.applications import Elsewhere
 from raycompose.graph.context import Context
 from raycompose.graph.engines import Engine
 from raycompose.graph.hosting import HandleTo, Host, HostedDeployment
@@ -33,8 +35,12 @@ class OpenGraph:
     engine: Engine = field(default_factory=Engine)
 
     async def start(self) -> None:
-        """Construct the hosted deployments, all at once."""
+        """Construct the hosted deployments, all at once, and look up the other applications."""
         await asyncio.gather(*(host.start() for host in self.hosts.values()))
+        for stage in stages(self.root):
+            if isinstance(stage.target, Elsewhere):
+                with suppress(ApplicationUnavailableError):  # it may be deployed later
+                    await stage.target.find(self.engine)
 
     async def close(self) -> None:
         """Tear the hosted deployments down, as Ray Serve does when it stops a replica."""

@@ -71,13 +71,19 @@ class Deployed(Target):
 
     Args:
         app: The bound deployment. In a replica Ray has put its ``DeploymentHandle`` in its place.
+            Or the handle of a deployment that runs already.
         method: The method's name.
     """
 
     remote: ClassVar[bool] = True
     starts: ClassVar[bool] = True
-    app: Application
+    app: Application | DeploymentHandle[Any]
     method: str
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is a deployment of the pipeline's own, which is not deployed yet."""
+        return isinstance(self.app, Application)
 
     @property
     @override
@@ -114,18 +120,18 @@ class Deployed(Target):
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         handle = self._by_reference if _carries_reference(args) else self._handle
-        return await result_of(_multiplexed(handle, ctx).remote(*args, **kwargs))
+        return await result_of(_routed(handle, ctx).remote(*args, **kwargs))
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        response = _multiplexed(self._by_reference, ctx).remote(*args, **kwargs)
+        response = _routed(self._by_reference, ctx).remote(*args, **kwargs)
         ctx.on_failure(response.cancel)
         ref = await _serve.object_ref(response)
         return ctx.start(result_of(response)) if ref is None else ref
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
-        items = items_of(_multiplexed(self._streaming, ctx).remote(*args, **kwargs))
+        items = items_of(_routed(self._streaming, ctx).remote(*args, **kwargs))
         async with aclosing(items):
             async for item in items:
                 yield item
@@ -164,10 +170,12 @@ def _carries_reference(args: Args) -> bool:
     return isinstance(first, ObjectRef | Ref)
 
 
-def _multiplexed(handle: Any, ctx: Context) -> Any:
-    """The handle, with the request's model id, which Ray Serve does not pass on by itself."""
-    model_id = ctx.multiplexed_model_id
-    return handle.options(multiplexed_model_id=model_id) if model_id else handle
+def _routed(handle: Any, ctx: Context) -> Any:
+    """The handle, with the ids that routers go by, which Ray Serve does not pass on by itself."""
+    model_id, session_id = ctx.multiplexed_model_id, ctx.session_id
+    if not model_id and not session_id:
+        return handle
+    return handle.options(multiplexed_model_id=model_id, session_id=session_id)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -14,9 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raycompose import _serve
 from raycompose.errors import TRANSIENT, HTTPError, failed_stage
 from raycompose.graph.context import Context
-from raycompose.http.ingress import embedded_timings_s
+from raycompose.http.ingress import embedded_deadline, embedded_timings_s
 from raycompose.http.problems import error_response, problem
 from raycompose.http.responses import server_timing
+from raycompose.http.timeouts import requested_deadline
 
 
 def install(app: Any) -> None:
@@ -25,7 +26,8 @@ def install(app: Any) -> None:
     A time-out is 504, a lost replica 503, back-pressure 503 with ``Retry-After``, and every other
     error of a stage has its status, as problem details (RFC 9457) with the stage and the request
     id. So has what no handler of the app's own takes; a route's own ``HTTPException`` stays
-    FastAPI's. ``Server-Timing`` gives the embedded pipelines' stages. Call it before
+    FastAPI's. ``Server-Timing`` gives the embedded pipelines' stages, and the request's header
+    ``x-request-timeout-seconds`` is their deadline. Call it before
     ``@serve.ingress(app)``, which copies the app::
 
         api = FastAPI()
@@ -52,6 +54,13 @@ class _Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         timings_s: dict[str, float] = {}
         embedded_timings_s.set(timings_s)
+        if scope["type"] == "http":
+            try:
+                deadline = requested_deadline(Headers(scope=scope), early=_serve.in_replica())
+            except HTTPError as error:
+                await (await _answer(Request(scope), error))(scope, receive, send)
+                return
+            embedded_deadline.set(deadline)
 
         async def timed(message: Message) -> None:
             if message["type"] == "http.response.start" and timings_s:

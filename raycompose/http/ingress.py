@@ -5,9 +5,10 @@ import dataclasses
 import itertools
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request as StarletteRequest
@@ -23,16 +24,18 @@ from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Each
 from raycompose.graph.calling import refuse_generator
 from raycompose.graph.context import Context
+from raycompose.graph.deadlines import Deadline, earliest
 from raycompose.graph.nodes import Node, stages
 from raycompose.graph.opening import OpenGraph, open_graph
 from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
-from raycompose.graph.wrappers import Gated, Limited, Named
+from raycompose.graph.wrappers import Wrapping
 from raycompose.http.decoding import Decoder
 from raycompose.http.problems import error_response, problem
 from raycompose.http.responses import add_timing, refuse_application, whole
 from raycompose.http.settings import Settings
 from raycompose.http.streaming import streamed
+from raycompose.http.timeouts import requested_deadline
 
 NO_STREAM = "this pipeline does not stream: use client.call(...)"
 _PROCESS = uuid.uuid4().hex[:12]
@@ -73,8 +76,12 @@ class Ingress:
         """Answer one call, by handle or over HTTP; a streaming result is an async generator."""
         if len(args) == 1 and type(args[0]) is StarletteRequest and not kwargs:
             return await self.http(args[0])
+        return await self.raycompose_call(None, *args, **kwargs)
+
+    async def raycompose_call(self, timeout_s: float | None, /, *args: Any, **kwargs: Any) -> Any:
+        """Answer one call, by handle, in so many seconds."""
         ctx = self._context()
-        result = await self._called(args, kwargs, ctx)
+        result = await self._called(args, kwargs, ctx, timeout_s)
         return _items(result, ctx) if isinstance(result, Stream) else result
 
     async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
@@ -90,9 +97,16 @@ class Ingress:
             async for item in items:
                 yield item
 
-    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context) -> Any:
+    async def _called(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        ctx: Context,
+        timeout_s: float | None = None,
+    ) -> Any:
+        deadline = earliest(self._settings.timeout_s, timeout_s)
         try:
-            result = await run(self._graph.root, pack(args, kwargs), ctx)
+            result = await run(self._graph.root, pack(args, kwargs), ctx, deadline)
             refuse_application(result, self._giver(ctx))
         except Exception as error:
             raise (sendable(error) if self._in_replica else error) from error.__cause__
@@ -114,11 +128,16 @@ class Ingress:
             ctx.count_failure(error)
             return report(error)
 
-        try:
-            self._check_path(request.scope)
+        async def result_of_request() -> Any:
             value = await self._decode(request)
             ctx.http_scope = Request(request.scope, b"").scope
-            result = await run(self._graph.root, value, ctx)
+            return await self._graph.root.run(value, ctx)
+
+        try:
+            self._check_path(request.scope)
+            requested = requested_deadline(request.headers, early=self._in_replica)
+            deadline = earliest(self._settings.timeout_s, requested)
+            result = await guarded(result_of_request, ctx, deadline)
             if isinstance(result, Stream):
                 accept = request.headers.get("accept", "")
                 response: Response = await streamed(result, accept, self._settings.stream, broken)
@@ -183,6 +202,11 @@ embedded_timings_s: ContextVar[dict[str, float] | None] = ContextVar(
 )
 """Where the pipelines that a request calls sum up the seconds of their stages."""
 
+embedded_deadline: ContextVar[Deadline | None] = ContextVar(
+    "raycompose_embedded_deadline", default=None
+)
+"""The deadline of the request that calls pipelines, where the edge has read it."""
+
 
 class Embedded(Generic[In, Out]):
     """A pipeline as a callable inside your own deployment, made by ``app.embed()``.
@@ -193,10 +217,12 @@ class Embedded(Generic[In, Out]):
 
     Args:
         root: The graph.
+        timeout_s: Seconds that a call may take, or ``None``.
     """
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: Node, timeout_s: float | None = None) -> None:
         self._root = root
+        self._timeout_s = timeout_s
         self._graphs: weakref.WeakKeyDictionary[Any, OpenGraph] = weakref.WeakKeyDictionary()
         self._sealed: Sealed[Node] | None = None
 
@@ -222,7 +248,7 @@ class Embedded(Generic[In, Out]):
         return self._graphs[loop]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unsealed, (self._sealed or Sealed(self._root),)
+        return _unsealed, (self._sealed or Sealed(self._root), self._timeout_s)
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pipeline and return its result.
@@ -230,8 +256,7 @@ class Embedded(Generic[In, Out]):
         Raises:
             TypeError: The pipeline streams: iterate ``stream(...)`` instead.
         """
-        graph = self._graph
-        result = await run(graph.root, pack(args, kwargs), _embedded_context(graph))
+        result = await self._run(args, kwargs, _embedded_context(self._graph))
         if isinstance(result, Stream):
             raise TypeError("this pipeline streams: use 'async for item in pipeline.stream(...)'")
         return result
@@ -240,31 +265,41 @@ class Embedded(Generic[In, Out]):
         """Run the pipeline and give its items as they come."""
         if not self._root.streams:
             raise TypeError("this pipeline does not stream: call it instead")
-        graph = self._graph
-        ctx = _embedded_context(graph)
-        result = await run(graph.root, pack(args, kwargs), ctx)
+        ctx = _embedded_context(self._graph)
+        result = await self._run(args, kwargs, ctx)
         async with aclosing(_items(result, ctx)) as items:
             async for item in items:
                 yield item
 
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context) -> Any:
+        deadline = earliest(self._timeout_s, embedded_deadline.get())
+        return await run(self._graph.root, pack(args, kwargs), ctx, deadline)
+
 
 def _leading(node: Node) -> Node:
     """The stage or the combinator that a graph begins with."""
-    while isinstance(node, Sequence | Named | Limited | Gated):
+    while isinstance(node, Sequence | Wrapping):
         node = node.children[0]
     return node
 
 
-def _unsealed(sealed: Sealed[Node]) -> "Embedded[Any, Any]":
-    embedded: Embedded[Any, Any] = Embedded(sealed.open())
+def _unsealed(sealed: Sealed[Node], timeout_s: float | None) -> "Embedded[Any, Any]":
+    embedded: Embedded[Any, Any] = Embedded(sealed.open(), timeout_s)
     embedded._sealed = sealed  # noqa: SLF001  # what is sent on is what was composed
     return embedded
 
 
-async def run(root: Node, value: Any, ctx: Context) -> Any:
-    """Run a graph for one request; what was started beside it is cancelled if it fails."""
+async def run(root: Node, value: Any, ctx: Context, deadline: Deadline | None) -> Any:
+    """Run a graph for one request."""
+    return await guarded(partial(root.run, value, ctx), ctx, deadline)
+
+
+async def guarded(
+    action: Callable[[], Awaitable[Any]], ctx: Context, deadline: Deadline | None
+) -> Any:
+    """Answer one request; what was started beside it is cancelled if it fails."""
     try:
-        result = await root.run(value, ctx)
+        result = await (action() if deadline is None else deadline.run(action))
         refuse_generator(result, ctx.pipeline)
         return result
     except BaseException as error:
@@ -294,5 +329,5 @@ def _embedded_context(graph: OpenGraph) -> Context:
 
 def _context(pipeline: str, graph: OpenGraph) -> Context:
     serve = _serve.request_context()
-    ids = (pipeline, serve.request_id, serve.multiplexed_model_id)
+    ids = (pipeline, serve.request_id, serve.multiplexed_model_id, serve.session_id)
     return Context(*ids, engine=graph.engine)

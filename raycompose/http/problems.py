@@ -13,7 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from raycompose.errors import UNAVAILABLE, NoMatchError, StageTimeoutError, failed_stage, mark
+from raycompose.errors import (
+    UNAVAILABLE,
+    ApplicationUnavailableError,
+    NoMatchError,
+    StageTimeoutError,
+    failed_stage,
+    mark,
+)
 from raycompose.graph.context import Context
 from raycompose.http.encoding import UnsendableError, json_text
 
@@ -111,6 +118,8 @@ def _status(error: Exception) -> tuple[int, Any]:
             return 504, str(error)
         case BackPressureError():
             return error.status_code, "too many requests are waiting; try again later"
+        case ApplicationUnavailableError():
+            return 503, f"the application {error.app!r} is not running"
         case _ if isinstance(error, UNAVAILABLE):
             return 503, "a stage is unavailable; try again later"
         case _:

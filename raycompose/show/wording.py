@@ -7,6 +7,7 @@ from raycompose.compose.description import Description
 
 _RUNS = {
     "deployment": "deployment",
+    "application": "application",
     "fused": "fused",
     "function": "function",
     "task": "Ray task",
@@ -82,11 +83,13 @@ def received(node: Description) -> str:
 def colour(node: Description) -> str:
     """Return the kind of a stage that pictures tell apart by colour."""
     runs = str(node["runs"])
-    return {"actor": "task"}.get(runs, runs if runs in _RUNS else "other")
+    return {"actor": "task", "application": "other"}.get(runs, runs if runs in _RUNS else "other")
 
 
 def _running(node: Description) -> list[str]:
     runs = _RUNS.get(str(node["runs"]), str(node["runs"]))
+    if node.get("application") not in (None, node.get("name")):
+        runs = f"{runs} {node['application']},"
     if node.get("deployment") not in (None, node.get("name")):
         runs = f"{runs} {node['deployment']}"
     pieces = [runs + (f" .{node['method']}()" if "method" in node else "")]

@@ -1,0 +1,40 @@
+"""Sessions: each user's requests go to the replica that remembers them.
+
+Ray Serve's router sends the calls of one session to one replica; `affinity="user"` makes the user
+the session.
+
+Run it:
+
+    raycompose run sessions:app --app-dir examples
+    curl localhost:8000 -d '{"user": "dora", "says": "hello"}'
+    curl localhost:8000 -d '{"user": "dora", "says": "still me"}'
+"""
+
+# mypy does not see what Ray's decorators add: .bind, .options, .remote.
+# mypy: disable-error-code="attr-defined"
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+import raycompose as rc
+
+
+@serve.deployment(
+    num_replicas=2,
+    request_router_config=RequestRouterConfig(
+        request_router_class="ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
+    ),
+)
+class Chat:
+    """Keeps what each of its users said."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, list[str]] = {}
+
+    def __call__(self, user: str, says: str) -> list[str]:
+        said = self.said.setdefault(user, [])
+        said.append(says)
+        return said
+
+
+app = rc.stage(Chat.bind(), affinity="user")

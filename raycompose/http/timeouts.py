@@ -1,0 +1,35 @@
+"""The deadline that an HTTP request brings along."""
+
+import math
+from collections.abc import Mapping
+
+from raycompose.errors import HTTPError
+from raycompose.graph.deadlines import HEADER, Deadline
+
+_MARGIN = 0.1
+_MAX_MARGIN_S = 0.5
+
+
+def requested_deadline(headers: Mapping[str, str], *, early: bool) -> Deadline | None:
+    """Return the deadline of the request's header ``x-request-timeout-seconds``.
+
+    As in Ray Serve, 0 means that there is none.
+
+    Args:
+        headers: The request's.
+        early: Have it pass a little before Ray Serve answers 408, which names no stage.
+
+    Raises:
+        HTTPError: It is no number of seconds (400).
+    """
+    text = headers.get(HEADER)
+    if text is None:
+        return None
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 <= timeout_s < math.inf:
+        raise HTTPError(400, f"{HEADER} must be a number of seconds, 0 or more, got {text!r}")
+    margin_s = min(_MARGIN * timeout_s, _MAX_MARGIN_S) if early else 0
+    return Deadline(timeout_s, margin_s=margin_s) if timeout_s else None
