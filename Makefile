@@ -38,7 +38,7 @@ soak: $(INSTALLED) ## Look for leaks at full length: 10,000 requests of each kin
 	RAYCOMPOSE_SOAK=1 $(BIN)/pytest tests/test_leaks.py
 
 chaos: $(INSTALLED) ## Run the tests of faults and of deadlines under load, longer and more often
-	RAYCOMPOSE_CHAOS=1 $(BIN)/pytest --numprocesses=0 tests/test_faults.py tests/test_deadlines_deployed.py
+	RAYCOMPOSE_CHAOS=1 $(BIN)/pytest --numprocesses=0 tests/test_faults.py tests/test_deadlines_deployed.py tests/test_budgets_deployed.py
 
 coverage: $(INSTALLED) ## Run the tests and measure what they cover, in replicas too
 	rm -f .coverage .coverage.*

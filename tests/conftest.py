@@ -33,7 +33,8 @@ most of the time."""
 
 # Ray Serve itself loses a call that is cancelled at the very moment at which it is assigned, about
 # once in a thousand (seen in 2.60): `make chaos` looks at that, a gate cannot.
-collect_ignore = [] if os.environ.get("RAYCOMPOSE_CHAOS") == "1" else ["test_deadlines_deployed.py"]
+IN_CHAOS = ["test_budgets_deployed.py", "test_deadlines_deployed.py"]
+collect_ignore = [] if os.environ.get("RAYCOMPOSE_CHAOS") == "1" else IN_CHAOS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

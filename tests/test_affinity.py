@@ -32,7 +32,10 @@ class Asked:
 
 
 @serve.deployment(
-    num_replicas=3, request_router_config=RequestRouterConfig(request_router_class=ROUTER), **HERE
+    num_replicas=3,
+    max_ongoing_requests=100,  # a full replica's sessions go elsewhere
+    request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+    **HERE,
 )
 class Cached:
     """Tells which of the replicas has the user's cache."""

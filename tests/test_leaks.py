@@ -1,6 +1,7 @@
 """What requests leave behind: nothing, in the object store, the replicas and this process.
 
-RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 60 and 20.
+RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 60 and 20, and
+looks after each kind rather than once after all of them.
 """
 
 # mypy does not see what Ray's decorators add: .bind, .options, .remote.
@@ -13,7 +14,15 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -189,6 +198,24 @@ def some_at_a_time(
     return make_some
 
 
+def one_after_the_other(
+    makes: Iterable[Callable[[int], Coroutine[Any, Any, None]]],
+) -> Callable[[int], Coroutine[Any, Any, None]]:
+    """Return what makes so many requests of each kind."""
+
+    async def make_each(requests: int) -> None:
+        for make in makes:
+            await make(requests)
+
+    return make_each
+
+
+def kinds_of(*kinds: str) -> pytest.MarkDecorator:
+    """Run a test with all the kinds at once; in the long form with one at a time."""
+    alone = [(kind,) for kind in kinds]
+    return pytest.mark.parametrize("kinds", alone if SOAK else [kinds], ids=", ".join)
+
+
 # --- What is measured -----------------------------------------------------------------------------
 
 
@@ -357,31 +384,35 @@ def running(deploy: Deploy) -> Iterator[Running]:
     ray.kill(held)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["by value", "by reference", "never awaited", "of an inline stage", "tasks", "an actor",
-     "a mapped stream", "a stream taken whole", "a task's stream"],
-)  # fmt: skip
-def test_requests_leave_nothing_behind(running: Running, kind: str) -> None:
+@kinds_of("by value", "by reference", "never awaited", "of an inline stage", "tasks", "an actor",
+          "a mapped stream", "a stream taken whole", "a task's stream")  # fmt: skip
+def test_requests_leave_nothing_behind(running: Running, kinds: tuple[str, ...]) -> None:
     """After many requests the object store and every process are back where they began."""
 
-    async def make(_: int) -> None:
-        result = await running.client.acall({"do": kind})
-        assert result in (SIZE, 0, [SIZE] * ITEMS)
+    def of(kind: str) -> Callable[[int], Coroutine[Any, Any, None]]:
+        async def make(_: int) -> None:
+            result = await running.client.acall({"do": kind})
+            assert result in (SIZE, 0, [SIZE] * ITEMS)
 
-    some = 4 if "task" in kind else 16  # each task that runs is a process
-    assert leaks(running.client.handle.app_name, some_at_a_time(make, some), REQUESTS) == []
+        return some_at_a_time(make, 4 if "task" in kind else 16)  # a running task is a process
+
+    make = one_after_the_other([of(kind) for kind in kinds])
+    assert leaks(running.client.handle.app_name, make, REQUESTS) == []
 
 
-@pytest.mark.parametrize("kind", ["refused", "refused by reference"])
-def test_failures_leave_nothing_behind(running: Running, kind: str) -> None:
+@kinds_of("refused", "refused by reference")
+def test_failures_leave_nothing_behind(running: Running, kinds: tuple[str, ...]) -> None:
     """Nor do requests that fail, whose errors hold frames and values."""
 
-    async def make(_: int) -> None:
-        with pytest.raises(Refused):
-            await running.client.acall({"do": kind})
+    def of(kind: str) -> Callable[[int], Coroutine[Any, Any, None]]:
+        async def make(_: int) -> None:
+            with pytest.raises(Refused):
+                await running.client.acall({"do": kind})
 
-    assert leaks(running.client.handle.app_name, some_at_a_time(make), REQUESTS) == []
+        return some_at_a_time(make)
+
+    make = one_after_the_other([of(kind) for kind in kinds])
+    assert leaks(running.client.handle.app_name, make, REQUESTS) == []
 
 
 @pytest.mark.parametrize("by_reference", [True, False], ids=["default", "grpc"])
@@ -432,44 +463,49 @@ async def settled(running: Running, expected: int, calls: list[Any]) -> None:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", ["hang", "hang behind", "hang by reference", "hang in an actor"])
-def test_cancelled_requests_leave_nothing_behind(running: Running, kind: str) -> None:
+@kinds_of("hang", "hang behind", "hang by reference", "hang in an actor")
+def test_cancelled_requests_leave_nothing_behind(running: Running, kinds: tuple[str, ...]) -> None:
     """Cancelled calls stop in their stages, and leave nothing behind either."""
-
-    async def make(requests: int) -> None:
-        await cancelled(running, kind, requests)
-
+    make = one_after_the_other([partial(cancelled, running, kind) for kind in kinds])
     assert leaks(running.client.handle.app_name, make, CANCELLED) == []
 
 
-@pytest.mark.parametrize("kind", ["endless", "endless, taken whole"])
-def test_streams_left_early_leave_nothing_behind(running: Running, kind: str) -> None:
+@kinds_of("endless", "endless, taken whole")
+def test_streams_left_early_leave_nothing_behind(running: Running, kinds: tuple[str, ...]) -> None:
     """A stream that its reader leaves stops at its source, and leaves nothing behind."""
 
-    async def leave(_: int) -> None:
-        items: Any = running.client.astream({"do": kind})
-        async with contextlib.aclosing(items):
-            assert await anext(items) == SIZE
+    def of(kind: str) -> Callable[[int], Coroutine[Any, Any, None]]:
+        async def leave(_: int) -> None:
+            items: Any = running.client.astream({"do": kind})
+            async with contextlib.aclosing(items):
+                assert await anext(items) == SIZE
 
-    assert leaks(running.client.handle.app_name, some_at_a_time(leave), CANCELLED) == []
+        return some_at_a_time(leave)
+
+    make = one_after_the_other([of(kind) for kind in kinds])
+    assert leaks(running.client.handle.app_name, make, CANCELLED) == []
     asyncio.run(settled(running, 0, []))
 
 
-@pytest.mark.parametrize(
-    ("kind", "signs"),
-    [
-        ("keep_ref", ["object store: ", "Leaky", "references more"]),
-        ("keep_value", ["Leaky", "blocks more"]),
-        ("keep_memory", ["Leaky", "bytes of memory more"]),
-    ],
-)
-def test_a_leak_is_noticed(running: Running, kind: str, signs: list[str]) -> None:
+SIGNS = {
+    "keep_ref": ["object store: ", "Leaky", "references more"],
+    "keep_value": ["Leaky", "blocks more"],
+    "keep_memory": ["Leaky", "bytes of memory more"],
+}
+
+
+@kinds_of(*SIGNS)
+def test_a_leak_is_noticed(running: Running, kinds: tuple[str, ...]) -> None:
     """The same check finds out a stage that keeps a reference, a small object, or memory."""
 
-    async def make(_: int) -> None:
-        await running.client.acall({"do": kind})
+    def of(kind: str) -> Callable[[int], Coroutine[Any, Any, None]]:
+        async def make(_: int) -> None:
+            await running.client.acall({"do": kind})
 
-    app_name = running.client.handle.app_name
-    found = "\n".join(leaks(app_name, some_at_a_time(make), 200, rounds=1))
-    for sign in signs:
-        assert sign in found
+        return some_at_a_time(make)
+
+    make = one_after_the_other([of(kind) for kind in kinds])
+    found = "\n".join(leaks(running.client.handle.app_name, make, 200, rounds=1))
+    for kind in kinds:
+        for sign in SIGNS[kind]:
+            assert sign in found

@@ -3,8 +3,8 @@
 # mypy does not see what Ray's decorators add: .bind.
 # mypy: disable-error-code="attr-defined"
 
+import itertools
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -22,6 +22,9 @@ pickle_by_value(__name__)
 
 @serve.deployment(**HERE)
 class Doubler:
+    def __init__(self, version: int = 1) -> None:
+        self.version = version
+
     async def __call__(self, x: Any) -> Any:
         return x * 2
 
@@ -105,7 +108,9 @@ def test_an_application_comes_goes_and_comes_back(client: Any) -> None:
 
 def test_redeployed_under_traffic_no_request_is_lost(client: Any) -> None:
     """While the other application is deployed anew, requests wait rather than fail."""
-    run(Doubler.bind())
+    patient = Doubler.options(graceful_shutdown_timeout_s=20)  # its requests end first
+    versions = itertools.count(2)
+    run(patient.bind(next(versions)))
     assert ask(client, "call").json() == 14
     answers, stop = [], threading.Event()
 
@@ -117,7 +122,7 @@ def test_redeployed_under_traffic_no_request_is_lost(client: Any) -> None:
     for thread in threads:
         thread.start()
     for _ in range(2):
-        run(Doubler.options(version=str(time.time())).bind())
+        run(patient.bind(next(versions)))
     stop.set()
     for thread in threads:
         thread.join()
@@ -183,16 +188,18 @@ def test_another_application_streams(deploy: Any, client: Any) -> None:
 
 def test_another_pipeline_is_a_stage(deploy: Any) -> None:
     """A pipeline that runs on its own, a streaming one too."""
-    run(rc.pipeline(Doubler, lambda x: range(x)) | rc.each(lambda x: x + 1), "other")
+    run(rc.pipeline(Doubler, lambda x: list(range(x))) | rc.each(lambda x: x + 1), "other")
     assert deploy(rc.pipeline(rc.app("other"), sum)).call(2) == 10
     serve.delete("other")
 
 
 def test_an_application_that_calls_itself_is_refused(cluster: None) -> None:
     """It would wait for itself: its deployment fails, and says why."""
-    with pytest.raises(RuntimeError, match="it would call itself"):
-        rc.run(rc.pipeline(rc.app("myself")), name="myself", route_prefix="/myself")
+    with pytest.raises(RuntimeError):
+        serve.run(rc.pipeline(rc.app("myself")), name="myself", route_prefix="/myself")
+    message = serve.status().applications["myself"].deployments["Pipeline"].message
     serve.delete("myself")
+    assert "it would call itself" in message
 
 
 # --- Without Serve --------------------------------------------------------------------------------
