@@ -3,6 +3,8 @@
 RayComposeError
 ├── CompositionError    the graph cannot work; raised by the line that composes it
 ├── StageTimeoutError   a stage outlived its ``timeout_s`` (also a ``TimeoutError``)
+│   └── RequestTimeoutError   a request outlived its deadline; names the stage that was running
+├── ApplicationUnavailableError   another application that a stage calls does not run
 ├── NoMatchError        ``rc.switch`` found no branch for a value
 ├── LoopError           ``rc.loop`` ran as often as it may, and its predicate never held
 ├── StageError          stands for a stage's own exception that cannot be sent between processes

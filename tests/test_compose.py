@@ -35,6 +35,7 @@ from raycompose import _serve
 EXPORTED = [
     "pipeline",
     "stage",
+    "app",
     "parallel",
     "switch",
     "when",
@@ -61,6 +62,7 @@ EXPORTED = [
     "run",
     "connect",
     "local",
+    "remaining_s",
     "failed_stage",
     "RayComposeError",
     "CompositionError",

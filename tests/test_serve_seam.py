@@ -19,6 +19,9 @@ from ray import serve
 from ray._private import ray_logging  # noqa: TID251  # pinned here
 from ray.exceptions import RayTaskError
 from ray.serve import Application, context
+from ray.serve._private.common import DeploymentID  # noqa: TID251  # pinned here
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 from starlette.testclient import TestClient
 from support import pickle_by_value, plain
 from support.plain import Batched, Box, Echo, Shape
@@ -580,6 +583,22 @@ def test_the_users_exception_is_the_cause_of_a_task_error() -> None:
     assert _serve.unwrap(RayTaskError("g", "traceback", once)) is error
     assert _serve.unwrap(once.as_instanceof_cause()) is error
     assert _serve.unwrap(error) is error
+
+
+def test_a_refusal_says_which_deployment_takes_no_calls() -> None:
+    """``DeploymentUnavailableError._deployment_id`` is what a handle's ``deployment_id`` is."""
+    handle: Any = DeploymentHandle("Model", "llm")
+    refusal = DeploymentUnavailableError(DeploymentID("Model", "llm"))
+    assert refusal._deployment_id == handle.deployment_id
+    assert _serve.is_refusal_of(refusal, handle)
+    assert not _serve.is_refusal_of(refusal, DeploymentHandle("Model", "other"))
+
+
+def test_a_handle_tells_its_options() -> None:
+    """``handle_options`` has what ``options`` was given."""
+    handle: Any = DeploymentHandle("Model", "llm")
+    assert _serve.options_of(handle) == ("__call__", False)
+    assert _serve.options_of(handle.options(method_name="go", stream=True)) == ("go", True)
 
 
 def test_outside_a_replica_the_request_context_is_empty() -> None:
