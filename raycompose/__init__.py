@@ -38,11 +38,11 @@ from raycompose.flow.conversions import (
     to_object_ref_gen_sync,
     to_object_ref_sync,
 )
+from raycompose.flow.deadlines import remaining_s
 from raycompose.flow.events import Event
 from raycompose.flow.references import Ref
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
-from raycompose.graph.deadlines import remaining_s
 from raycompose.graph.limits import Hedge, Retry
 from raycompose.http import fastapi as fastapi  # rc.fastapi.install(api)
 from raycompose.show import install as _show

@@ -281,5 +281,5 @@ def connect(name: str = "default") -> Client:
     return _Remote(serve.get_app_handle(name), name, lambda: None)
 
 
-_GRACE_S = 0.5
+_GRACE_S = 2.0
 """How long past its deadline to wait for the answer that says what was running."""

@@ -20,8 +20,9 @@ from raycompose.compose.pipeline import Pipeline, pipeline
 from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import cancel
+from raycompose.flow.deadlines import Deadline
 from raycompose.graph.context import Context
-from raycompose.graph.deadlines import Deadline
+from raycompose.graph.deadlines import run_before
 from raycompose.graph.hosting import HostedDeployment, construct
 from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.opening import OpenGraph, connected, open_graph, retarget
@@ -134,7 +135,7 @@ class FastAPIApp:
     async def raycompose_call(self, timeout_s: float | None, /, *args: Any, **kwargs: Any) -> Any:
         """Call one of its methods, as its ``DeploymentHandle`` would, in so many seconds."""
         call = partial(self._called, *args, **kwargs)
-        return await (call() if timeout_s is None else Deadline(timeout_s).run(call))
+        return await (call() if timeout_s is None else run_before(Deadline(timeout_s), call))
 
     async def _called(self, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
         if method is None:

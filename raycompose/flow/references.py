@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError
 from raycompose import _serve
 from raycompose.errors import RayComposeError, failed_stage, mark
 from raycompose.flow.concurrency import refuse_on_loop, result_of
+from raycompose.flow.deadlines import note_interrupted
 from raycompose.flow.failures import users_error
 from raycompose.flow.promises import promise
 
@@ -60,10 +61,14 @@ class Ref(Generic[T]):
 
     async def done(self) -> None:
         """Wait until the stage behind the reference has ended, however it did."""
-        if isinstance(self._source, ObjectRef):
-            await _serve.ready(self._source)
-        else:
-            await asyncio.wait({asyncio.wrap_future(self._source)})
+        try:
+            if isinstance(self._source, ObjectRef):
+                await _serve.ready(self._source)
+            else:
+                await asyncio.wait({asyncio.wrap_future(self._source)})
+        except asyncio.CancelledError:
+            self._note_interrupted()
+            raise
 
     async def failed(self) -> BaseException | None:
         """Return the error of the stage behind the reference, if it has failed already."""
@@ -114,6 +119,9 @@ class Ref(Generic[T]):
                 value: T = await source
                 return value
             return await asyncio.shield(result_of(source))
+        except asyncio.CancelledError:
+            self._note_interrupted()
+            raise
         except Exception as error:
             further = await self._upstream.failed() if self._upstream else None
             raise further or self._explained(error) from error.__cause__
@@ -144,6 +152,10 @@ class Ref(Generic[T]):
             if isinstance(error, concurrent.futures.TimeoutError) and not self._is_done:
                 raise self._late(timeout_s) from error
             raise self._explained(error) from error.__cause__
+
+    def _note_interrupted(self) -> None:
+        if self._stage is not None:
+            note_interrupted(self._stage)
 
     @property
     def _is_done(self) -> bool:

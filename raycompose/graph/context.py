@@ -14,8 +14,8 @@ from ray.serve.exceptions import RequestCancelledError
 from raycompose import _serve
 from raycompose.errors import failed_stage, mark
 from raycompose.flow import concurrency
+from raycompose.flow.deadlines import note_interrupted
 from raycompose.graph import metrics
-from raycompose.graph.deadlines import note_interrupted
 from raycompose.graph.engines import Engine
 
 

@@ -13,12 +13,13 @@ from typing import Any
 from ray.serve.exceptions import BackPressureError
 
 from raycompose.errors import TRANSIENT, add_note
+from raycompose.flow.deadlines import Deadline, note_interrupted
 from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
 from raycompose.graph import metrics
 from raycompose.graph.budgets import Budget
 from raycompose.graph.context import Context
-from raycompose.graph.deadlines import Deadline, note_interrupted
+from raycompose.graph.deadlines import run_before
 
 logger = logging.getLogger("ray.serve")
 
@@ -199,4 +200,4 @@ class Limits:
             attempt = partial(self.retry.run, stage, ctx, attempt, repeatable)
         if self.timeout_s is None:
             return await attempt()
-        return await Deadline(self.timeout_s, stage).run(attempt)
+        return await run_before(Deadline(self.timeout_s), attempt, stage)

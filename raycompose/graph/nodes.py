@@ -1,5 +1,6 @@
 """The graph: immutable, picklable nodes, each with one coroutine from value to value."""
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import (
@@ -15,12 +16,12 @@ from typing import Any, TypeVar, cast
 
 from raycompose.flow import concurrency
 from raycompose.flow.arguments import Arguments
+from raycompose.flow.deadlines import HEADER, note_interrupted, remaining_s
 from raycompose.flow.references import Ref, awaited
 from raycompose.flow.request import Request, settled
 from raycompose.flow.streams import Stream
 from raycompose.graph.calling import Args, Kwargs
 from raycompose.graph.context import Context, raise_named
-from raycompose.graph.deadlines import HEADER, remaining_s
 from raycompose.graph.signatures import PassBy, Signature, takes_iterator
 from raycompose.graph.targets import Target
 
@@ -178,6 +179,9 @@ class Stage(Node):
         began = time.perf_counter()
         try:
             started = await self.target.start(args, kwargs, ctx)
+        except asyncio.CancelledError:
+            note_interrupted(self.name)
+            raise
         except Exception as error:
             raise_named(error, self.name, ctx.request_id)
             raise

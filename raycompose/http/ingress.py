@@ -18,13 +18,14 @@ from starlette.types import Scope
 from raycompose import _serve
 from raycompose.errors import HTTPError, RayComposeError
 from raycompose.flow.arguments import pack
+from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
 from raycompose.flow.request import Request
 from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Each
 from raycompose.graph.calling import refuse_generator
 from raycompose.graph.context import Context
-from raycompose.graph.deadlines import Deadline, earliest
+from raycompose.graph.deadlines import run_before
 from raycompose.graph.nodes import Node, stages
 from raycompose.graph.opening import OpenGraph, open_graph
 from raycompose.graph.sealing import Sealed
@@ -299,7 +300,7 @@ async def guarded(
 ) -> Any:
     """Answer one request; what was started beside it is cancelled if it fails."""
     try:
-        result = await (action() if deadline is None else deadline.run(action))
+        result = await (action() if deadline is None else run_before(deadline, action))
         refuse_generator(result, ctx.pipeline)
         return result
     except BaseException as error:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from raycompose.errors import HTTPError
-from raycompose.graph.deadlines import HEADER, Deadline
+from raycompose.flow.deadlines import HEADER, Deadline
 
 _MARGIN = 0.1
 _MAX_MARGIN_S = 0.5
