@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial
@@ -60,6 +60,7 @@ class Ingress:
         if isinstance(graph, Sealed) and _serve.in_replica() and not _serve.is_hosted():
             graph.release()  # it would be in memory twice
         self._settings = settings
+        self._timeout_s = settings.timeout_s
         first, signature = _leading(root), root.first.signature if root.first else None
         self._decode = Decoder(signature, settings.max_body_bytes, isinstance(first, Each))
         self._any_path = any(stage.signature.takes == "request" for stage in stages(root))
@@ -77,7 +78,9 @@ class Ingress:
         """Answer one call, by handle or over HTTP; a streaming result is an async generator."""
         if len(args) == 1 and type(args[0]) is StarletteRequest and not kwargs:
             return await self.http(args[0])
-        return await self.raycompose_call(None, *args, **kwargs)
+        ctx = self._context()
+        result = await self._called(args, kwargs, ctx)
+        return _items(result, ctx) if isinstance(result, Stream) else result
 
     async def raycompose_call(self, timeout_s: float | None, /, *args: Any, **kwargs: Any) -> Any:
         """Answer one call, by handle, in so many seconds."""
@@ -105,7 +108,8 @@ class Ingress:
         ctx: Context,
         timeout_s: float | None = None,
     ) -> Any:
-        deadline = earliest(self._settings.timeout_s, timeout_s)
+        limited = timeout_s is not None or self._timeout_s is not None
+        deadline = earliest(self._timeout_s, timeout_s) if limited else None
         try:
             result = await run(self._graph.root, pack(args, kwargs), ctx, deadline)
             refuse_application(result, self._giver(ctx))
@@ -129,16 +133,17 @@ class Ingress:
             ctx.count_failure(error)
             return report(error)
 
-        async def result_of_request() -> Any:
-            value = await self._decode(request)
-            ctx.http_scope = Request(request.scope, b"").scope
-            return await self._graph.root.run(value, ctx)
-
         try:
             self._check_path(request.scope)
             requested = requested_deadline(request.headers, early=self._in_replica)
-            deadline = earliest(self._settings.timeout_s, requested)
-            result = await guarded(result_of_request, ctx, deadline)
+            deadline = earliest(self._timeout_s, requested)
+            value = await (
+                self._decode(request)
+                if deadline is None
+                else run_before(deadline, partial(self._decode, request))
+            )
+            ctx.http_scope = Request(request.scope, b"").scope
+            result = await run(self._graph.root, value, ctx, deadline)
             if isinstance(result, Stream):
                 accept = request.headers.get("accept", "")
                 response: Response = await streamed(result, accept, self._settings.stream, broken)
@@ -290,17 +295,13 @@ def _unsealed(sealed: Sealed[Node], timeout_s: float | None) -> "Embedded[Any, A
     return embedded
 
 
-async def run(root: Node, value: Any, ctx: Context, deadline: Deadline | None) -> Any:
-    """Run a graph for one request."""
-    return await guarded(partial(root.run, value, ctx), ctx, deadline)
-
-
-async def guarded(
-    action: Callable[[], Awaitable[Any]], ctx: Context, deadline: Deadline | None
-) -> Any:
-    """Answer one request; what was started beside it is cancelled if it fails."""
+async def run(root: Node, value: Any, ctx: Context, deadline: Deadline | None = None) -> Any:
+    """Run a graph for one request; what was started beside it is cancelled if it fails."""
     try:
-        result = await (action() if deadline is None else run_before(deadline, action))
+        if deadline is None:
+            result = await root.run(value, ctx)
+        else:
+            result = await run_before(deadline, partial(root.run, value, ctx))
         refuse_generator(result, ctx.pipeline)
         return result
     except BaseException as error:
