@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import ray
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import TaskCancelledError
+from ray.serve._private.router import SingletonThreadRouter  # noqa: TID251  # pinned here
+from ray.serve.exceptions import RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from support import pickle_by_value
 from support.cluster import Deploy
@@ -115,6 +117,25 @@ def test_a_streaming_response_has_a_generator_of_object_refs(handles: Handles) -
         return [await ref async for ref in refs]
 
     assert asyncio.run(call()) == [0, 1, 2]
+
+
+def test_a_call_is_assigned_on_the_routers_loop(handles: Handles) -> None:
+    """``_replica_result_future`` is settled by ``SingletonThreadRouter._asyncio_loop``."""
+
+    async def call() -> tuple[Any, Any]:
+        response = handles.echo.remote(5)
+        assert response._is_router_running_in_separate_loop is True
+        assert SingletonThreadRouter._asyncio_loop is not None
+        await _serve.assigned(response)
+        assert response._replica_result is response._replica_result_future.result()
+        cancelled = handles.echo.remote(6)
+        _serve.cancel(cancelled)
+        assert cancelled._cancelled
+        return await response, await asyncio.gather(cancelled, return_exceptions=True)
+
+    result, (lost,) = asyncio.run(call())
+    assert result == 5
+    assert isinstance(lost, RequestCancelledError | asyncio.CancelledError | TaskCancelledError)
 
 
 def test_a_call_by_grpc_has_no_object_ref(handles: Handles) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import ray
 from ray._private import worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
@@ -24,6 +25,18 @@ def ask_cluster(address: str) -> None:
         Exception: It is none, or wants a token that this process does not have.
     """
     GcsClient(address=address).get_all_node_info(timeout=5)
+
+
+def settings_in_force(names: tuple[str, ...]) -> dict[str, bool]:
+    """Return which of Ray Serve's switches are on in the processes of the joined cluster."""
+
+    def look() -> dict[str, bool]:
+        from ray.serve._private import constants
+
+        return {name: bool(getattr(constants, name, False)) for name in names}
+
+    found: dict[str, bool] = ray.get(ray.remote(num_cpus=0)(look).remote())
+    return found
 
 
 def show_worker_logs(show: Callable[[dict[str, Any]], None]) -> None:

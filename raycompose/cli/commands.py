@@ -85,6 +85,10 @@ def run(
     timeout_s: Annotated[
         float | None, typer.Option(help="Seconds that the replicas may take to start.", min=0)
     ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Ray's settings for high throughput: HAProxy, gRPC."),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Ray's own logs, too.")
     ] = False,
@@ -112,6 +116,7 @@ def run(
         reload=reload,
         blocking=blocking,
         timeout_s=timeout_s,
+        fast=fast,
         verbose=verbose,
     )
     raise typer.Exit(serve_run(options))

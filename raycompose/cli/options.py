@@ -29,6 +29,7 @@ class Options:
     reload: bool = False
     blocking: bool = True
     timeout_s: float | None = None
+    fast: bool = False
     verbose: bool = False
 
     @property

@@ -108,7 +108,7 @@ def _serve_run(options: Options) -> None:
 
 def _start(options: Options, cpus: int) -> None:
     """Start Ray, or join the cluster there is, and have Serve listen where the user said."""
-    from raycompose.client import cluster
+    from raycompose.client import cluster, fast
     from raycompose.client.session import session
 
     environment = {"runtime_env": found} if (found := options.environment()) else {}
@@ -119,10 +119,20 @@ def _start(options: Options, cpus: int) -> None:
         if joined is None:
             _check_listening(options)
         address = joined or "local"
-        session.open(cpus, address, write=write, namespace="serve", **environment, **quiet)
+        session.open(
+            cpus,
+            address,
+            write=write,
+            fast=options.fast,
+            namespace="serve",
+            **environment,
+            **quiet,
+        )
     except (ConnectionError, ValueError) as error:
         raise Problem(str(error)) from error
     session.start_serve(http_options={"host": options.host, "port": options.port})
+    if options.fast and not session.is_fast:
+        typer.secho(f"  {fast.notice()}", fg="yellow")
     if session.address is not None:
         _hint_at_working_dir(options)
 

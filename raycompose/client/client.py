@@ -1,5 +1,6 @@
 """Clients: deploy an application or connect to one, and call it."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from raycompose import _serve
 from raycompose.client import cluster
+from raycompose.client import fast as settings
 from raycompose.client.mapping import Calls
 from raycompose.client.session import session
 from raycompose.errors import RayComposeError, failed_stage
@@ -24,6 +26,7 @@ from raycompose.graph.targets import items_of, result_of
 from raycompose.http.ingress import NO_STREAM, Ingress
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Client(ABC):
@@ -239,7 +242,12 @@ class _Remote(Client):
 
 
 def run(
-    app: Application, *, name: str = "default", route_prefix: str | None = "/", **options: Any
+    app: Application,
+    *,
+    name: str = "default",
+    route_prefix: str | None = "/",
+    fast: bool = False,
+    **options: Any,
 ) -> Client:
     """Deploy an application and return a client; as a context manager it deletes it again.
 
@@ -251,13 +259,17 @@ def run(
         app: A pipeline or any other Serve application.
         name: The application's name.
         route_prefix: Where it answers HTTP; ``None``: not at all.
+        fast: Start Ray with Ray Serve's settings for high throughput: HAProxy, gRPC between
+            replicas. On a running cluster a warning says which of them are not in force.
         options: What else ``ray.serve.run`` takes (``logging_config``, ...).
 
     Raises:
         RuntimeError: The deployment failed; Ray's message says why.
     """
     if not ray.is_initialized():
-        session.open(cluster.cpus_needed(app))
+        session.open(cluster.cpus_needed(app), fast=fast)
+    if fast and not session.is_fast:
+        logger.warning(settings.notice())
     session.start_serve()
     deploy = partial(serve.run, app, name=name, route_prefix=route_prefix, **options)
     handle, end = session.deploy(name, deploy)

@@ -26,12 +26,17 @@ class Session:
     def __init__(self) -> None:
         self.address: str | None = None
         """The cluster that was joined; ``None`` when Ray was started here, or by somebody else."""
+        self.is_fast = False
+        """Whether Ray was started here, with the settings for high throughput."""
         self._owns_ray = self._owns_serve = self._connected = False
         self._owners: dict[str, object] = {}
 
-    def open(self, cpus: int, address: str | None = None, **options: Any) -> None:
+    def open(
+        self, cpus: int, address: str | None = None, *, fast: bool = False, **options: Any
+    ) -> None:
         """Start Ray or join a cluster, and take the place of what has ended; see ``start_ray``."""
-        self.address = cluster.start_ray(cpus, address, **options)
+        self.address = cluster.start_ray(cpus, address, fast=fast, **options)
+        self.is_fast = fast and self.address is None
         self._connected, self._owns_ray, self._owns_serve = True, self.address is None, False
         self._owners = {}
 

@@ -125,7 +125,7 @@ class Deployed(Target):
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         response = _routed(self._by_reference, ctx).remote(*args, **kwargs)
-        ctx.on_failure(response.cancel)
+        ctx.on_failure(partial(_serve.cancel, response))
         ref = await _serve.object_ref(response)
         return ctx.start(result_of(response)) if ref is None else ref
 
@@ -144,9 +144,10 @@ _handles: dict[tuple[str, str], Any] = {}
 async def result_of(response: Any) -> Any:
     """Await a ``DeploymentResponse``: cancelled with the wait, and with the user's own errors."""
     try:
+        await _serve.assigned(response)
         return await response
     except asyncio.CancelledError:
-        response.cancel()  # cancelling an await does not cancel the remote call
+        _serve.cancel(response)  # cancelling an await does not cancel the remote call
         raise
     except RayError as error:
         raise users_error(error) from error
@@ -155,12 +156,13 @@ async def result_of(response: Any) -> Any:
 async def items_of(response: Any) -> AsyncGenerator[Any, None]:
     """Iterate a ``DeploymentResponseGenerator``; closing cancels the call."""
     try:
+        await _serve.assigned(response)
         async for item in response:
             yield item
     except RayError as error:
         raise users_error(error) from error
     finally:
-        response.cancel()
+        _serve.cancel(response)
 
 
 def _carries_reference(args: Args) -> bool:
