@@ -153,6 +153,47 @@ def shadowed(part: Pair) -> Pair:
     return Pair(rc.shadow(part.graph), lambda x: x, f"shadow({part})")
 
 
+def optional(part: Pair) -> Pair:
+    def evaluate(x: int) -> int:
+        try:
+            return part.evaluate(x)
+        except Refused:
+            return 7
+
+    return Pair(rc.optional(part.graph, default=7, timeout_s=60), evaluate, f"optional({part})")
+
+
+def raced(part: Pair) -> Pair:
+    return Pair(rc.race(part.graph, part.graph), part.evaluate, f"race({part})")
+
+
+def looped(part: Pair, rounds: int) -> Pair:
+    def evaluate(x: int) -> int:
+        for _ in range(rounds):
+            x = part.evaluate(x)
+            if x % 3 == 0:
+                return x
+        raise Refused(x)
+
+    graph = rc.loop(part.graph, until=lambda x: x % 3 == 0, max_iterations=rounds)
+    return Pair(graph, evaluate, f"loop({part}, {rounds})")
+
+
+def assigned(part: Pair) -> Pair:
+    """A mapping to which the part's result is added, and both picked."""
+
+    def named(x: int) -> dict[str, int]:
+        return {"x": x, "other": 0}
+
+    def total(picked: dict[str, int]) -> int:
+        return picked["x"] + 2 * picked["y"]
+
+    graph = rc.pipeline(
+        named, rc.assign(y=rc.pipeline(rc.pick("x"), part.graph)), rc.pick("x", "y"), total
+    )
+    return Pair(graph, lambda x: x + 2 * part.evaluate(x), f"assign({part})")
+
+
 def larger(parts: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
     some = st.lists(parts, min_size=1, max_size=3)
     return st.one_of(
@@ -165,6 +206,10 @@ def larger(parts: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
         st.builds(first_of, some),
         st.builds(limited, parts),
         st.builds(shadowed, parts),
+        st.builds(optional, parts),
+        st.builds(raced, parts),
+        st.builds(looped, parts, st.integers(1, 4)),
+        st.builds(assigned, parts),
     )
 
 
@@ -177,8 +222,11 @@ def outcome(run: Callable[[int], int], x: int) -> int | str:
     """The result, or that there is none: of branches that fail at once, either may be first."""
     try:
         return run(x)
-    except Refused:
+    except REFUSALS:
         return "refused"
+
+
+REFUSALS = (Refused, rc.LoopError)
 
 
 @settings(
@@ -220,5 +268,5 @@ def test_each_is_a_map(items: list[int], pair: Pair) -> None:
     app = rc.each(pair.graph, return_exceptions=True)
     results = rc.local(app).call(items)
     for item, result in zip(items, results, strict=True):
-        found = "refused" if isinstance(result, Refused) else result
+        found = "refused" if isinstance(result, REFUSALS) else result
         assert found == outcome(pair.evaluate, item)

@@ -8,7 +8,9 @@ import copyreg
 import dataclasses
 
 from raycompose._serve.answers import (
+    answers_http_alone,
     did_not_stream,
+    did_stream,
     encode_body,
     has_no_method,
     jsonable,
@@ -91,6 +93,7 @@ __all__ = [
     "RequestContext",
     "Running",
     "actor_class_name",
+    "answers_http_alone",
     "app_name",
     "applications",
     "asgi_of",
@@ -109,6 +112,7 @@ __all__ = [
     "deployment_of",
     "detached",
     "did_not_stream",
+    "did_stream",
     "encode_body",
     "end_batches",
     "found",

@@ -24,6 +24,16 @@ def did_not_stream(error: TypeError) -> bool:
     return "did not return a generator" in str(error)
 
 
+def did_stream(error: TypeError) -> bool:
+    """Tell whether this is Ray's answer to a call for one result of what streams."""
+    return "returned a generator. You must use" in str(error)
+
+
+def answers_http_alone(error: TypeError) -> bool:
+    """Tell whether this is Ray's answer to a call of a FastAPI ingress, without a method."""
+    return "ASGIAppReplicaWrapper.__call__()" in str(error)
+
+
 def has_no_method(error: Exception) -> bool:
     """Tell whether this is Ray's answer to a call of a method that a deployment does not have."""
     return "Tried to call a method" in str(error) and "that does not exist" in str(error)

@@ -23,7 +23,7 @@ from raycompose.errors import RayComposeError, failed_stage
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import DeadlinePassed, Pulls, within
 from raycompose.graph.targets import items_of, result_of
-from raycompose.http.ingress import NO_STREAM, Ingress
+from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -173,19 +173,47 @@ class _Remote(Client):
         self._app_name = app_name
         self._fronts_pipeline = True  # until it turns out that it does not
         self._end = end
+        self._is_closed = False
 
     async def _call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None = None
     ) -> Any:
-        if timeout_s is None:
-            return await result_of(self._handle.remote(*args, **kwargs))
+        self._check_open()
         try:
-            return await within(timeout_s + _GRACE_S, partial(self._timed, timeout_s, args, kwargs))
+            if timeout_s is None:
+                return await result_of(self._handle.remote(*args, **kwargs))
+            call = partial(self._timed, timeout_s, args, kwargs)
+            return await within(timeout_s + _GRACE_S, call)
         except DeadlinePassed:
             raise TimeoutError(
                 f"the application {self._app_name!r} returned no result within "
                 f"timeout_s={timeout_s:g}"
             ) from None
+        except TypeError as error:
+            method = self._method_instead(error, kwargs)
+        # Of a FastAPI app, which Ray does not call without a method.
+        named = self._handle.options(method_name=method)
+        kwargs = {key: value for key, value in kwargs.items() if key != "method"}
+        return await result_of(named.remote(*args, **kwargs))
+
+    def _method_instead(self, error: TypeError, kwargs: dict[str, Any]) -> Any:
+        """The method of a FastAPI app to call, after a call that Ray refused; else the error."""
+        if failed_stage(error) is not None:
+            raise error
+        if _serve.did_stream(error):
+            raise TypeError(STREAMS) from None
+        if not _serve.answers_http_alone(error):
+            raise error
+        if "method" not in kwargs:
+            raise answers_http(self._app_name, f"send requests to {self.url}") from None
+        return kwargs["method"]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RayComposeError(
+                f"the client of {self._app_name!r} is closed: open another with rc.run(app) or "
+                "rc.connect(name)"
+            )
 
     async def _timed(self, timeout_s: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the pipeline with a deadline, which its replica minds: it knows what runs."""
@@ -200,6 +228,7 @@ class _Remote(Client):
         return await result_of(self._handle.remote(*args, **kwargs))
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._check_open()
         # Called in here, on the background loop, where Ray's router may need a running loop.
         handle = self._handle.options(stream=True)
         if self._fronts_pipeline:
@@ -210,9 +239,13 @@ class _Remote(Client):
                 async for item in items:
                     yield item
         except TypeError as error:
-            if failed_stage(error) is not None or not _serve.did_not_stream(error):
+            if failed_stage(error) is not None:
                 raise
-            raise TypeError(NO_STREAM) from None
+            if _serve.did_not_stream(error):
+                raise TypeError(NO_STREAM) from None
+            if _serve.answers_http_alone(error):
+                raise answers_http(self._app_name, f"send requests to {self.url}") from None
+            raise
         except RayServeException as error:
             if not self._fronts_pipeline or not _serve.has_no_method(error):
                 raise
@@ -235,10 +268,19 @@ class _Remote(Client):
 
         With the last application that this process runs end Serve and Ray, if it started them.
         """
+        self._is_closed = True
         self._end()
 
     def __repr__(self) -> str:
         return f"Client({self._app_name!r}, url={self.url!r})"
+
+
+def answers_http(app: str, instead: str) -> TypeError:
+    """Return the error of a call to a FastAPI app that names no method of it."""
+    return TypeError(
+        f"{app} is a FastAPI app, which answers HTTP: {instead}, or call one of its methods with "
+        'call(..., method="...")'
+    )
 
 
 def run(

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raycompose import _serve
-from raycompose.client.client import Client
+from raycompose.client.client import Client, answers_http
 from raycompose.compose.applications import with_stand_ins
 from raycompose.compose.checks import check_constructor
 from raycompose.compose.pipeline import Pipeline, pipeline
@@ -28,7 +28,7 @@ from raycompose.graph.nodes import Node, Stage
 from raycompose.graph.opening import OpenGraph, connected, open_graph, retarget
 from raycompose.graph.signatures import Signature, is_generator
 from raycompose.graph.targets import Deployed, Hosted, Inline, Running, Target, Task
-from raycompose.http.ingress import NO_STREAM, Ingress
+from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
 from raycompose.http.settings import Settings
 
 _FRONT: Any = serve.deployment(Ingress, max_ongoing_requests=1000)
@@ -88,7 +88,7 @@ class LocalClient(Client):
         result = await self._ingress.raycompose_call(timeout_s, *args, **kwargs)
         if hasattr(result, "__anext__"):
             await result.aclose()
-            raise TypeError("this pipeline streams: use client.stream(...)")
+            raise TypeError(STREAMS)
         return result
 
     async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -139,10 +139,7 @@ class FastAPIApp:
 
     async def _called(self, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
         if method is None:
-            raise TypeError(
-                f"{self.name} is a FastAPI app, which answers HTTP: use client.asgi, or call one "
-                'of its methods with call(..., method="...")'
-            )
+            raise answers_http(self.name, "use client.asgi")
         if not callable(getattr(self._host.instance, method, None)):
             raise AttributeError(
                 f"{self.name!r} has no method {method!r}; it has "

@@ -196,5 +196,6 @@ def _found_here(key: str) -> Ref[Any]:
     except KeyError:
         raise RayComposeError(
             "a reference to a result of another process arrived: it is held by a fused or local "
-            "stage there and has no ObjectRef"
+            "stage there and has no ObjectRef. A Ray task takes its result as a stage, "
+            "app.then(task), on every engine"
         ) from None

@@ -39,6 +39,7 @@ from raycompose.http.streaming import streamed
 from raycompose.http.timeouts import requested_deadline
 
 NO_STREAM = "this pipeline does not stream: use client.call(...)"
+STREAMS = "this pipeline streams: use client.stream(...)"
 _PROCESS = uuid.uuid4().hex[:12]
 _requests = itertools.count(1)
 

@@ -1,0 +1,109 @@
+"""One meaning of misuse, whichever engine: what is called wrongly says what to do instead."""
+
+# mypy does not see what Ray's decorators add: .bind.
+# mypy: disable-error-code="attr-defined"
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from ray import serve
+from support import pickle_by_value
+from support.cluster import HERE
+
+import raycompose as rc
+
+pickle_by_value(__name__)
+
+api = FastAPI()
+
+
+@serve.deployment(**HERE)
+@serve.ingress(api)
+class Api:
+    """A FastAPI app, with a method besides its route."""
+
+    @api.get("/")
+    def root(self) -> str:
+        return "here"
+
+    def double(self, x: int, times: int = 2) -> int:
+        return x * times
+
+
+def items(x: int) -> Iterator[int]:
+    yield x
+
+
+def total(a: int, b: int) -> int:
+    return a + b
+
+
+@pytest.fixture(scope="module", params=["local", "distributed"])
+def opened(request: pytest.FixtureRequest) -> Any:
+    """Opens an application on the engine."""
+    if request.param == "local":
+        return rc.local
+    return request.getfixturevalue("deploy")
+
+
+@pytest.fixture(scope="module")
+def streaming(opened: Any) -> Any:
+    return opened(rc.pipeline(items))
+
+
+@pytest.fixture(scope="module")
+def fastapi(opened: Any) -> Any:
+    return opened(Api.bind())
+
+
+@pytest.fixture(scope="module")
+def adding(opened: Any) -> Any:
+    return opened(rc.pipeline(total))
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout_s": 20}])
+def test_a_call_of_what_streams(streaming: Any, options: Any) -> None:
+    """``call`` on a pipeline that streams says to stream, and ``stream`` works."""
+    with pytest.raises(TypeError, match=r"this pipeline streams: use client\.stream\(\.\.\.\)"):
+        streaming.call(1, **options)
+    assert list(streaming.stream(1)) == [1]
+
+
+def test_a_stream_of_what_does_not(adding: Any) -> None:
+    """``stream`` on a pipeline of one value says to call."""
+    with pytest.raises(TypeError, match=r"does not stream: use client\.call\(\.\.\.\)"):
+        list(adding.stream(1, 2))
+    assert adding.call(1, 2) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout_s": 20}])
+def test_a_call_of_a_fastapi_app(fastapi: Any, options: Any) -> None:
+    """It answers HTTP, and its methods are called by name."""
+    with pytest.raises(TypeError, match=r"FastAPI app, which answers HTTP: .*method=\"\.\.\.\""):
+        fastapi.call(1, **options)
+    with pytest.raises(TypeError, match="FastAPI app, which answers HTTP"):
+        list(fastapi.stream(1))
+    assert fastapi.call(4, method="double", **options) == 8
+    assert fastapi.call(4, times=3, method="double") == 12
+
+
+def test_an_object_for_several_parameters(adding: Any) -> None:
+    """A mapping with their names is spread; one without them is one value, of too few."""
+    assert adding.call({"a": 1, "b": 2}) == adding.call(a=1, b=2) == 3
+    for wrong in ({"a": 1}, {"a": 1, "c": 2}):
+        with pytest.raises(TypeError, match="missing 1 required positional argument") as caught:
+            adding.call(wrong)
+        assert rc.failed_stage(caught.value) == "total"
+
+
+def test_a_closed_client(opened: Any) -> None:
+    """It says that it is closed, and closing it again does nothing."""
+    client = opened(rc.pipeline(total))
+    client.close()
+    client.close()
+    with pytest.raises(rc.RayComposeError, match="is closed: open another"):
+        client.call(1, 2)
+    with pytest.raises(rc.RayComposeError, match="is closed: open another"):
+        list(client.stream(1, 2))
