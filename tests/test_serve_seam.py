@@ -20,7 +20,7 @@ from ray._private import ray_logging  # noqa: TID251  # pinned here
 from ray.exceptions import RayTaskError
 from ray.serve import Application, context
 from ray.serve._private.common import DeploymentID  # noqa: TID251  # pinned here
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.testclient import TestClient
 from support import pickle_by_value, plain
@@ -262,6 +262,8 @@ class Answers:
     """What answers the calls of a handle in this process."""
 
     async def call(self, method: str, args: Any, kwargs: Any) -> Any:
+        if method == "hang":
+            await asyncio.Event().wait()
         return method, tuple(args), dict(kwargs), serve.get_multiplexed_model_id()
 
     async def stream(self, method: str, args: Any, kwargs: Any) -> Any:
@@ -306,6 +308,24 @@ def test_a_handle_is_answered_in_this_process() -> None:
     asyncio.run(call())
 
 
+def test_a_call_in_this_process_ends_with_the_request_that_makes_it() -> None:
+    """_add_in_flight_request has it cancelled; _remove_in_flight_request forgets it at its end."""
+
+    async def call() -> Any:
+        handle: Any = _serve.handle_to(Answers(), "Answers", asyncio.get_running_loop())
+        group = _serve.CallGroup()
+        with group:
+            await handle.remote(1)
+            assert context._get_in_flight_requests(group.id) == {}
+            late = handle.remote(handle.hang.remote())
+            assert len(context._get_in_flight_requests(group.id)) == 2
+        group.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+
+    asyncio.run(call())
+
+
 class Life:
     """Remembers what a replica does with user code."""
 
@@ -339,6 +359,9 @@ def test_user_code_lives_as_in_a_replica() -> None:
         await asyncio.sleep(0)
         assert context._INTERNAL_REPLICA_CONTEXT is None
         await constructing
+        assert replica.method("check_health").__self__ is replica.instance
+        with pytest.raises(RayServeException, match=r"'nope'.*'check_health'"):
+            replica.method("nope")  # get_user_method_info
         await replica.reconfigure(None)
         await replica.check_health()
         instance = replica.instance

@@ -3,15 +3,23 @@
 import asyncio
 import concurrent.futures
 import queue
-from collections.abc import AsyncGenerator, Callable
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import ray
 from ray.serve._private.local_testing_mode import LocalReplicaResult, LocalRouter
 from ray.serve._private.router import SingletonThreadRouter
 from ray.serve._private.utils import GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
-from ray.serve.context import _get_internal_replica_context, _RequestContext, _serve_request_context
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.context import (
+    _add_in_flight_request,
+    _get_internal_replica_context,
+    _get_serve_request_context,
+    _remove_in_flight_request,
+    _RequestContext,
+    _serve_request_context,
+)
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from raycompose._serve.replica import app_name, in_replica
@@ -58,6 +66,7 @@ class _Router(LocalRouter):  # type: ignore[misc]  # Ray's types are not followe
             is_streaming=request_meta.is_streaming,
             generator_result_queue=items,
         )
+        _end_with_request(result)
         assigned: concurrent.futures.Future[Any] = concurrent.futures.Future()
         assigned.set_result(result)
         return assigned
@@ -85,11 +94,42 @@ class _Router(LocalRouter):  # type: ignore[misc]  # Ray's types are not followe
 async def _resolved(argument: Any) -> Any:
     if isinstance(argument, DeploymentResponseGenerator):
         raise GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
-    return await argument if isinstance(argument, DeploymentResponse) else argument
+    if isinstance(argument, DeploymentResponse):
+        return await argument
+    if isinstance(argument, list | tuple | set | Mapping):
+        _refuse_responses(argument.values() if isinstance(argument, Mapping) else argument)
+    return argument
+
+
+def _refuse_responses(items: Iterable[Any]) -> None:
+    """Refuse responses in a container, which Ray Serve cannot send, either."""
+    kinds = set(map(type, items))
+    if DeploymentResponseGenerator in kinds:
+        raise GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
+    if DeploymentResponse in kinds:
+        next(item for item in items if type(item) is DeploymentResponse).__reduce__()
+
+
+def _end_with_request(result: Any) -> None:
+    """Have a call cancelled with the request that makes it, awaited or not, as Ray Serve does."""
+    request = _get_serve_request_context()
+    if request.cancel_on_parent_request_cancel:
+        ids = request._internal_request_id, uuid.uuid4().hex
+        _add_in_flight_request(*ids, result)
+        result.add_done_callback(lambda _: _remove_in_flight_request(*ids))
 
 
 class _Result(LocalReplicaResult):  # type: ignore[misc]  # Ray's types are not followed
-    """A result that another deployment's handle takes for an argument, too."""
+    """A result as a remote one: cancelling the wait for it is not cancelling the call."""
+
+    async def get_async(self) -> Any:
+        return await asyncio.shield(self._asyncio_future)
+
+    async def __anext__(self) -> Any:
+        try:
+            return await super().__anext__()
+        except RequestCancelledError:  # the response tells who cancelled what
+            raise asyncio.CancelledError from None
 
     async def to_object_ref_async(self) -> Any:
         if not in_replica():

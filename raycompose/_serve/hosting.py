@@ -150,6 +150,14 @@ class Replica:
         """The class's instance, or the function."""
         return self._code.user_callable
 
+    def method(self, name: str) -> Any:
+        """Return the bound method, or the function of a function deployment.
+
+        Raises:
+            RayServeException: There is no such method; those that are there are listed.
+        """
+        return self._code.get_user_method_info(name).callable
+
     async def construct(self) -> None:
         """Construct the class; start the lifespan of a FastAPI ingress."""
         hosted.set(True)

@@ -85,7 +85,6 @@ class Host:
         self._hosted = hosted
         self._handle_to = handle_to
         self.user_config = user_config
-        self._is_class = inspect.isclass(deployment.func_or_class)
         self._slots = asyncio.Semaphore(deployment.max_ongoing_requests)
         self._max_queued = deployment.max_queued_requests
         self._queued = 0
@@ -145,10 +144,13 @@ class Host:
         return self._instance
 
     def method(self, name: str) -> Callable[..., Any]:
-        """Return the bound method, or the function of a function deployment."""
-        method: Callable[..., Any] = (
-            getattr(self._instance, name) if self._is_class else self._instance
-        )
+        """Return the bound method, or the function of a function deployment, while it runs.
+
+        Raises:
+            RayServeException: There is no such method; those that are there are listed.
+        """
+        replica: Any = self._replica
+        method: Callable[..., Any] = replica.method(name)
         return method
 
     async def acquire(self) -> None:
