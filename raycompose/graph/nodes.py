@@ -209,8 +209,10 @@ class Stage(Node):
 
     async def _arguments(self, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
         if type(value) is Arguments:
-            return value.args, value.kwargs
-        return await _ARGUMENTS[self.signature.takes](self, value, ctx)
+            args, kwargs = value.args, value.kwargs
+        else:
+            args, kwargs = await _ARGUMENTS[self.signature.takes](self, value, ctx)
+        return self.signature.in_order(args, kwargs) if self.signature.batched else (args, kwargs)
 
     @property
     def first(self) -> "Stage":

@@ -51,6 +51,7 @@ class Signature:
         returns: The result's type, or that of its items; ``UNKNOWN`` if unclear.
         streams: The stage is a generator.
         result: The result's annotation as it is written.
+        batched: It is a ``@serve.batch`` function or method.
     """
 
     parameters: tuple[inspect.Parameter, ...] = ()
@@ -61,6 +62,7 @@ class Signature:
     returns: Any = UNKNOWN
     streams: bool = False
     result: Any = UNKNOWN
+    batched: bool = False
 
     def with_options(self, takes: PassBy | None, streams: bool | None) -> "Signature":
         """Return the signature as ``pass_by=`` and ``stream=`` have it, where they are given."""
@@ -120,6 +122,21 @@ class Signature:
         if fits and self.takes_by_name(value):
             return unpack(self.spread(value))
         return (value,), {}
+
+    def in_order(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return a call's arguments in the order of the parameters, however it was written.
+
+        Ray gives all calls of a batch the names and the order of its first: one client's
+        ``{"b": 1, "a": 2}`` would get its values swapped by another's ``{"a": 3, "b": 4}``.
+        """
+        bound = self._call.bind(*args, **kwargs)
+        return bound.args, bound.kwargs
+
+    @cached_property
+    def _call(self) -> inspect.Signature:
+        return inspect.Signature(self.parameters)
 
     @cached_property
     def _takes_mappings(self) -> bool:
@@ -197,6 +214,7 @@ def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signat
         returns=returns,
         streams=streams,
         result=result,
+        batched=batched,
     )
 
 

@@ -23,6 +23,7 @@ import raycompose as rc
 pickle_by_value(__name__)
 
 SAME = object()
+NONE: Any = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +340,10 @@ class Async:
 
     async def greet(self, name: str, greeting: str = "Hello") -> str:
         return f"{greeting}, {name}"
+
+    @serve.batch(max_batch_size=2, batch_wait_timeout_s=10)  # type: ignore[untyped-decorator]
+    async def ratios(self, part: list[float], whole: list[float] = NONE) -> list[float]:
+        return [p / w for p, w in zip(part, whole, strict=True)]
 
 
 def square(x: int) -> int:
@@ -678,6 +683,9 @@ UNARY = [
          graph=rc.pipeline({"greeting": rc.passthrough, "name": str.upper},
                            method(ASYNC, "greet")), input="hey", result="hey, HEY",
          body="hey, HEY"),
+    Case(name="a batch of mappings, each in an order of its own",
+         graph=rc.each(method(ASYNC, "ratios")),
+         input=[{"part": 1.0, "whole": 2.0}, {"whole": 8.0, "part": 2.0}], result=[0.5, 0.25]),
     Case(name="a mapping whose names do not fit is one value",
          graph=rc.pipeline({"a": add_one, "b": double}, first_of), input=1,
          result={"a": 2, "b": 2}),
