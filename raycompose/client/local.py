@@ -38,7 +38,9 @@ _FRONT: Any = serve.deployment(Ingress, max_ongoing_requests=1000)
 def local(app: Application, *, apps: Mapping[str, Any] | None = None) -> "LocalClient":
     """Run an application in this process, without a cluster: for unit tests and debuggers.
 
-    Deployments are constructed here and now; values are not copied between stages.
+    Deployments are constructed here and now; values are not copied between stages. Of
+    ``@serve.batch`` and ``@serve.multiplexed`` it runs stages and the methods of stages; a function
+    of a module that a stage calls by itself keeps what it has in the process, and needs a replica.
 
     Args:
         app: A pipeline, or a FastAPI ingress (``@serve.ingress``), whose routes ``.asgi`` has and
@@ -172,16 +174,9 @@ class FastAPIApp:
 async def _open_fastapi(app: Application) -> FastAPIApp:
     name, hosted = _serve.deployment_of(app).name, HostedDeployment.of(app)
     root = Stage(name, Hosted(hosted, "__call__"), Signature(), name=name)
-    return FastAPIApp(await _started(open_graph(connected(root, HostedDeployment.of))))
-
-
-async def _started(graph: OpenGraph) -> OpenGraph:
-    try:
-        await graph.start()
-    except BaseException:
-        await graph.close()
-        raise
-    return graph
+    graph = open_graph(connected(root, HostedDeployment.of))
+    await graph.start()
+    return FastAPIApp(graph)
 
 
 async def _open(root: Node, settings: Settings) -> Ingress:

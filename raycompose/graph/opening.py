@@ -35,8 +35,15 @@ class OpenGraph:
     engine: Engine = field(default_factory=Engine)
 
     async def start(self) -> None:
-        """Construct the hosted deployments, all at once, and look up the other applications."""
-        await asyncio.gather(*(host.start() for host in self.hosts.values()))
+        """Construct the hosted deployments, all at once, and look up the other applications.
+
+        When one cannot be constructed those that were are torn down.
+        """
+        try:
+            await asyncio.gather(*(host.start() for host in self.hosts.values()))
+        except BaseException:
+            await self.close()
+            raise
         for stage in stages(self.root):
             if isinstance(stage.target, Elsewhere):
                 with suppress(ApplicationUnavailableError):  # it may be deployed later
