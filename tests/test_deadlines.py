@@ -113,7 +113,7 @@ def post(client: Any, body: Any, timeout: str | None = None) -> Any:
     return requests.post(client.url, json=body, headers=headers, timeout=60)
 
 
-@pytest.mark.parametrize("timeout", ["0.3", "1.5"])
+@pytest.mark.parametrize("timeout", ["1", "2.5"])
 def test_the_header_is_a_deadline(client: Any, call: Any, timeout: str) -> None:
     """Past it everything stops, and the answer is 504 with the stage: never Ray's own 408."""
     body, began = call("sleep"), time.monotonic()
@@ -172,7 +172,7 @@ def test_waiting_for_a_replica_counts(client: Any, call: Any) -> None:
 
 def test_waiting_for_another_attempt_counts(client: Any, call: Any) -> None:
     """A request that waits for a retry of a stage runs out of time there."""
-    response = post(client, call("retry"), "0.4")
+    response = post(client, call("retry"), "1")
     assert (response.status_code, response.json()["stage"]) == (504, "faulty")
 
 

@@ -30,7 +30,7 @@ pickle_by_value(__name__)
 
 CHAOS = os.environ.get("RAYCOMPOSE_CHAOS") == "1"
 pytestmark = pytest.mark.timeout(1800 if CHAOS else 180)
-ROUNDS = 40 if CHAOS else 2
+ROUNDS = 12 if CHAOS else 2
 AT_ONCE = 8
 TIMEOUTS_MS = (1, 2, 3, 4, 6, 8, 11, 15, 20, 30, 50)
 HANG_S = 1800 if CHAOS else 120

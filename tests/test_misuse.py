@@ -19,8 +19,6 @@ pickle_by_value(__name__)
 api = FastAPI()
 
 
-@serve.deployment(**HERE)
-@serve.ingress(api)
 class Api:
     """A FastAPI app, with a method besides its route."""
 
@@ -55,7 +53,7 @@ def streaming(opened: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def fastapi(opened: Any) -> Any:
-    return opened(Api.bind())
+    return opened(serve.deployment(serve.ingress(api)(Api), name="Api", **HERE).bind())
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from ray import serve
 from ray._private import ray_logging  # noqa: TID251  # pinned here
 from ray.exceptions import RayTaskError
 from ray.serve import Application, context
+from ray.serve._private import constants  # noqa: TID251  # pinned here
 from ray.serve._private.common import DeploymentID  # noqa: TID251  # pinned here
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -30,6 +31,7 @@ from support.waiting import until
 import raycompose as rc
 from raycompose import _serve
 from raycompose._serve import cluster as serve_cluster
+from raycompose.client import fast
 
 pickle_by_value(__name__)
 
@@ -615,6 +617,11 @@ def test_a_refusal_says_which_deployment_takes_no_calls() -> None:
     assert refusal._deployment_id == handle.deployment_id
     assert _serve.is_refusal_of(refusal, handle)
     assert not _serve.is_refusal_of(refusal, DeploymentHandle("Model", "other"))
+
+
+def test_the_settings_for_high_throughput_are_switches() -> None:
+    """``ray.serve._private.constants`` has them, by the names of their environment variables."""
+    assert {fast.OPTIMIZED, fast.HAPROXY} <= vars(constants).keys()
 
 
 def test_a_handle_tells_its_options() -> None:

@@ -32,9 +32,10 @@ class Budget:
     def spend(self) -> bool:
         """Count an extra call, if one more is allowed, and tell whether it is."""
         now = self._now()
-        requests = sum(second[1] for second in self._seconds)
+        allowed = self._share * sum(second[1] for second in self._seconds)
         extra = sum(second[2] for second in self._seconds)
-        if extra >= self._share * requests and now[2] >= self._min_per_s:
+        is_low = allowed < self._min_per_s * _WINDOW_S
+        if extra >= allowed and not (is_low and now[2] < self._min_per_s):
             return False
         now[2] += 1
         return True

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from raycompose.errors import HTTPError
 from raycompose.flow.deadlines import HEADER, Deadline
 
-_MARGIN = 0.1
-_MAX_MARGIN_S = 0.5
+_MARGIN, _MIN_MARGIN_S, _MAX_MARGIN_S = 0.1, 0.1, 0.5
+"""How much earlier: a share of the time, within limits, and never more than half of it."""
 
 
 def requested_deadline(headers: Mapping[str, str], *, early: bool) -> Deadline | None:
@@ -31,5 +31,7 @@ def requested_deadline(headers: Mapping[str, str], *, early: bool) -> Deadline |
         timeout_s = math.nan
     if not 0 <= timeout_s < math.inf:
         raise HTTPError(400, f"{HEADER} must be a number of seconds, 0 or more, got {text!r}")
-    margin_s = min(_MARGIN * timeout_s, _MAX_MARGIN_S) if early else 0
-    return Deadline(timeout_s, margin_s=margin_s) if timeout_s else None
+    if timeout_s == 0:
+        return None
+    margin_s = min(max(_MARGIN * timeout_s, _MIN_MARGIN_S), _MAX_MARGIN_S, timeout_s / 2)
+    return Deadline(timeout_s, margin_s=margin_s if early else 0)
