@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import requests
 from support.cluster import free_port
 from support.commands import Done, commands
+from support.waiting import until
 
 pytestmark = pytest.mark.cluster
 COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
@@ -107,6 +110,101 @@ def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(command: C
     assert done.status == 1, done
     assert "Error: deployment 'Broken' failed" in done.err, done
     assert "weights.bin is missing" in done.err, done
+
+
+def test_what_waits_for_too_long_ends_with_the_reason(command: Command, tmp_path: Path) -> None:
+    """``--timeout-s``: status 1, and what the replicas lack; ``-v`` shows Ray's own lines."""
+    (tmp_path / "greedy.py").write_text(
+        "from ray import serve\n"
+        "@serve.deployment(ray_actor_options={'num_gpus': 1})\n"
+        "class Greedy:\n"
+        "    def __call__(self, x: str) -> str:\n"
+        "        return x\n"
+        "app = Greedy.bind().then(lambda x: x)\n"
+    )
+    arguments = ("run", "greedy:app", "--app-dir", str(tmp_path), "--port", str(free_port()))
+    done = command(*arguments, "--timeout-s", "3", "-v")
+    assert done.status == 1, done
+    assert "not up within --timeout-s 3" in done.err
+    assert "needs 1 GPU" in done.err
+    assert "Started a local Ray instance" in done.out + done.err
+
+
+class Terminal(Run):
+    """A ``raycompose run`` that writes to a terminal."""
+
+    def __init__(self, *arguments: str, log: Path) -> None:
+        self.port = free_port()
+        self.log = log
+        ours, theirs = pty.openpty()
+        command = [*COMMAND, *arguments, "--port", str(self.port)]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        )
+        os.close(theirs)
+        threading.Thread(target=self._read, args=(ours,), daemon=True).start()
+
+    def _read(self, terminal: int) -> None:
+        with self.log.open("wb") as log, contextlib.suppress(OSError):  # the terminal is gone
+            while data := os.read(terminal, 1024):
+                log.write(data)
+                log.flush()
+
+
+def test_changes_are_deployed_again_and_a_terminal_has_a_live_table(tmp_path: Path) -> None:
+    """``--reload`` notices a change of any module, and lives through a syntax error."""
+    app, words = tmp_path / "greeting.py", tmp_path / "words.py"
+    words.write_text("HELLO = 'Hello'\n")
+    app.write_text(
+        "from ray import serve\n"
+        "from words import HELLO\n"
+        "@serve.deployment\n"
+        "def greet(name: str) -> str:\n"
+        "    return f'{HELLO}, {name}'\n"
+        "app = greet.bind().then(str.upper)\n"
+    )
+    run = Terminal("greeting:app", "--app-dir", str(tmp_path), "--reload", log=tmp_path / "log")
+    run.log.touch()
+
+    def answers() -> str:
+        return requests.post(f"http://127.0.0.1:{run.port}/", data='"Dora"', timeout=30).text
+
+    try:
+        run.until_up()
+        assert re.search(r"greet\s.*0/1", run.output), "the table while replicas start"
+        assert answers() == "HELLO, DORA"
+        words.write_text("HELLO = 'Hola'\n")
+        until(lambda: answers() == "HOLA, DORA", START_S)
+        words.write_text("HELLO = \n")
+        until(lambda: "SyntaxError" in run.output, START_S)
+        assert answers() == "HOLA, DORA"
+        words.write_text("HELLO = 'Salut'\n")
+        until(lambda: answers() == "SALUT, DORA", START_S)
+    finally:
+        status = run.interrupt()
+    assert status == 0, run.output
+    assert "Traceback" not in run.output
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    """What ``--install-completion`` sets up asks the command itself."""
+
+    def completed(line: str) -> set[str]:
+        words = line.split(" ")
+        asked = {"_RAYCOMPOSE_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        done = subprocess.run(
+            [COMMAND[0]],
+            env={**os.environ, **asked, "COMP_CWORD": str(len(words) - 1)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return set(done.stdout.split())
+
+    assert {"run", "check", "draw", "call", "build"} <= completed("raycompose ")
+    assert completed("raycompose dr") == {"draw"}
+    assert {"--reload", "--route-prefix", "--runtime-env"} <= completed("raycompose run --r")
 
 
 def test_a_module_that_deploys_itself_runs_as_it_is(tmp_path: Path) -> None:

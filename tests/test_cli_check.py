@@ -5,7 +5,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -80,6 +82,73 @@ def test_build_writes_a_serve_config_or_a_manifest_for_kuberay(tmp_path: Path) -
     assert yaml.safe_load(service["spec"]["serveConfigV2"]) == config
     head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert head["image"] == "registry/app:1"
+    jsonschema.validate(service, RAY_SERVICE)
+
+
+def _object(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
+    """The JSON schema of an object that has these properties and no other."""
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+QUANTITIES = {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^\d+\w*$"}}
+CONTAINER = _object(
+    ("name", "image"),
+    name={"type": "string", "pattern": "^[a-z0-9-]{1,63}$"},
+    image=TEXT,
+    ports={
+        "type": "array",
+        "items": _object(("containerPort",), containerPort=COUNT, name={"maxLength": 15}),
+    },
+    resources=_object((), requests=QUANTITIES, limits=QUANTITIES),
+)
+POD = _object(
+    ("spec",),
+    spec=_object(("containers",), containers={"type": "array", "items": CONTAINER, "minItems": 1}),
+)
+HEAD = _object(("rayStartParams", "template"), rayStartParams=TEXTS, template=POD)
+WORKERS = _object(
+    ("groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
+    groupName=TEXT,
+    replicas=COUNT,
+    minReplicas=COUNT,
+    maxReplicas=COUNT,
+    rayStartParams=TEXTS,
+    template=POD,
+)
+RAY_SERVICE = _object(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayService"},
+    metadata=_object(("name",), name={"type": "string", "pattern": "^[a-z]([a-z0-9-]*[a-z0-9])?$"}),
+    spec=_object(
+        (),
+        serveConfigV2=TEXT,
+        rayClusterConfig=_object(
+            ("headGroupSpec",),
+            rayVersion=TEXT,
+            headGroupSpec=HEAD,
+            workerGroupSpecs={"type": "array", "items": WORKERS},
+        ),
+    ),
+)
+"""What of KubeRay's resource (``ray.io/v1``, its Go types) and of a pod the manifest may use."""
+
+
+def test_a_manifest_has_a_name_that_kubernetes_accepts(tmp_path: Path) -> None:
+    """Whatever the module is called."""
+    (tmp_path / "My_App2.py").write_text((EXAMPLES / "hello.py").read_text())
+    done = typed("build", "My_App2:app", "--app-dir", str(tmp_path), "--kuberay")
+    assert done.exit_code == 0, done.output
+    service = yaml.safe_load(done.output)
+    assert service["metadata"]["name"] == "my-app2"
+    jsonschema.validate(service, RAY_SERVICE)
 
 
 BAD = """

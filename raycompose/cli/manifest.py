@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -31,7 +32,8 @@ def build(path: str, app_dir: str, output: str | None, image: str | None, kubera
     text = serve_config(path, app_dir)
     if kuberay:
         module, _ = split(path)
-        text = as_yaml(manifest(module.replace("_", "-").replace(".", "-"), text, image))
+        name = re.sub("[^a-z0-9]+", "-", module.lower()).strip("-")  # what Kubernetes accepts
+        text = as_yaml(manifest(name, text, image))
     if output is None:
         typer.echo(text, nl=False)
     else:
