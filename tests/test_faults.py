@@ -295,7 +295,7 @@ def test_overload_is_refused_at_once(
     # empty leaves the places of a distributed stage free for a part of the time.
     assert done_per_s >= full_per_s / 2
     assert done_per_s >= PER_S / (2 if engine == "fused" else 4)
-    assert median_s(refused) < QUEUEING_S / 2
+    assert median_s(refused) < QUEUEING_S / (2 if CHAOS else 1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -163,7 +163,7 @@ def test_a_token_that_is_missing_or_wrong_is_one_line(
         env={**shared.environment, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_S,
     )
     assert done.returncode == 1, done.stdout
     assert "it wants a token" in done.stderr, done.stderr
@@ -179,7 +179,7 @@ def test_check_compares_with_the_cluster(shared: Shared) -> None:
         env=shared.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_S,
     )
     assert f"4 CPU asked for, the cluster at {shared.address} has 8 CPU" in done.stdout, done.stderr
 

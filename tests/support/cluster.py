@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
-os.environ.update(RAY_prestart_worker_first_driver="0")  # processes that no test would use
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # num_gpus=0 says nothing of accelerators
 
 import ray
