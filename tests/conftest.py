@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,6 +18,11 @@ from support.producers import Ledger
 import raycompose as rc
 
 _numbers = itertools.count(1)
+
+# Started in the background of a script the tests would ignore it, and with them all that they
+# start: `raycompose run` would not hear Ctrl-C, nor a Ray task that it is cancelled.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST_FIRST = (
