@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from raycompose.errors import HTTPError
 from raycompose.flow.deadlines import HEADER, Deadline
 
-_MARGIN, _MIN_MARGIN_S, _MAX_MARGIN_S = 0.1, 0.1, 0.5
-"""How much earlier: a share of the time, within limits, and never more than half of it."""
+_MARGIN, _MIN_MARGIN_S, _MAX_MARGIN_S = 0.1, 0.25, 1.0
+"""How much earlier: a share of the time, within limits, and never more than half of it.
+
+Ray Serve counts from when its proxy has the request, and until the proxy has the answer.
+"""
 
 
 def requested_deadline(headers: Mapping[str, str], *, early: bool) -> Deadline | None:
