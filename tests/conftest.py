@@ -1,9 +1,11 @@
 """Fixtures: one Ray cluster for the whole run, and applications that go with their test."""
 
+import gc
 import itertools
 import logging
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -65,8 +67,12 @@ def cluster() -> Iterator[None]:
     """One Ray cluster, with Serve on a free port, for every test that needs one."""
     start_ray(num_cpus=16, resources={"left": 8, "right": 8})
     yield
-    serve.shutdown()
-    ray.shutdown()
+    with warnings.catch_warnings():
+        # Ray does not wait for the processes that it kills when they do not end by themselves.
+        warnings.simplefilter("ignore", ResourceWarning)
+        serve.shutdown()
+        ray.shutdown()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
