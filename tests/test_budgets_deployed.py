@@ -115,7 +115,8 @@ def test_retries_do_not_multiply_an_overload(client: rc.Client) -> None:
     print(f"{len(results)} requests, {len(right)} right, {called / len(results):.2f} calls each")
     assert len(right) + len(refused) == len(results) > 20 * LOAD_PER_S / 2
     assert any("the retry budget of" in note for e in refused for note in e.__notes__)
-    assert called / len(results) <= 1.2
+    low_load = 3 * 10  # what is allowed in the seconds before there was much, and after the end
+    assert called <= 1.2 * len(results) + low_load
 
 
 def test_a_hedge_hides_a_stall(client: rc.Client, notes: Path) -> None:
