@@ -8,6 +8,8 @@ from support.scripts import found_by, start
 
 from raycompose.client import fast
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def found() -> Any:

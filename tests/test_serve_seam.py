@@ -624,7 +624,7 @@ def test_the_settings_for_high_throughput_are_switches() -> None:
     assert {fast.OPTIMIZED, fast.HAPROXY} <= vars(constants).keys()
 
 
-def test_a_handle_tells_its_options() -> None:
+def test_a_handle_tells_its_options(cluster: None) -> None:
     """``handle_options`` has what ``options`` was given."""
     handle: Any = DeploymentHandle("Model", "llm")
     assert _serve.options_of(handle) == ("__call__", False)
