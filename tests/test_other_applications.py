@@ -244,6 +244,14 @@ def test_a_stand_in_goes_by_the_applications_name() -> None:
         assert rc.failed_stage(caught.value) == "llm"
 
 
+def test_names_inside_a_stand_in_are_made_unique() -> None:
+    """A deployment in it that is called as one of the pipeline's own is another."""
+    stand_in = rc.pipeline(Tripler.options(name="Doubler").bind(), lambda x: x + 1)
+    app = rc.pipeline(Doubler.bind(), rc.app("llm"))
+    with rc.local(app, apps={"llm": stand_in}) as client:
+        assert client.call(1) == 7
+
+
 @pytest.mark.parametrize(
     ("apps", "message"),
     [

@@ -11,7 +11,7 @@ from raycompose.compose.pipeline import Pipeline
 from raycompose.compose.stages import make_node
 from raycompose.errors import CompositionError, RayComposeError
 from raycompose.graph.applications import Elsewhere
-from raycompose.graph.nodes import Node, Stage, stages, transform
+from raycompose.graph.nodes import Node, Stage, named, stages, transform
 from raycompose.graph.signatures import Signature
 from raycompose.graph.wrappers import Named
 
@@ -71,7 +71,7 @@ def with_stand_ins(root: Node, apps: Mapping[str, Any]) -> Node:
             )
         return node if stand_in is None else _standing_in(stand_in, node)
 
-    return transform(root, replaced)
+    return named(transform(root, replaced))  # what stands in has names of its own
 
 
 def _keys(node: Node) -> tuple[str, ...]:
