@@ -1,7 +1,7 @@
 """Applications that run on their own, deployed by somebody else, as what a stage calls."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,21 +47,21 @@ class Elsewhere(Target):
 
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        found = await self.find(ctx.engine)
-        try:
-            return await found.call(args, kwargs, ctx)
-        except DeploymentUnavailableError as error:
-            found = await self._find_again(found, error, ctx.engine)
-        return await found.call(args, kwargs, ctx)
+        return await self._tried(Deployed.call, args, kwargs, ctx)
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        return await self._tried(Deployed.start, args, kwargs, ctx)
+
+    async def _tried(
+        self, way: Callable[..., Awaitable[Any]], args: Args, kwargs: Kwargs, ctx: Context
+    ) -> Any:
         found = await self.find(ctx.engine)
         try:
-            return await found.start(args, kwargs, ctx)
+            return await way(found, args, kwargs, ctx)
         except DeploymentUnavailableError as error:
             found = await self._find_again(found, error, ctx.engine)
-        return await found.start(args, kwargs, ctx)
+        return await way(found, args, kwargs, ctx)
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
