@@ -1,6 +1,7 @@
 """``python -m benchmarks [--rows 3b,4] [--out FILE]``; ``make bench`` calls it."""
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from benchmarks.registry import Row, UnknownRowError, registry
 from benchmarks.results import Line
 from benchmarks.rounds import Bench
 from benchmarks.sites import MeasuringError, Sites
+
+TOPICS = ("distributed", "fused", "sizes", "streams", "references", "executor", "bodies",
+          "imports", "scaling", "fronts")  # fmt: skip
+"""The modules that register rows, which run in this order."""
 
 
 def measured(row: Row, bench: Bench) -> Iterator[Line]:
@@ -29,6 +34,8 @@ def measured(row: Row, bench: Bench) -> Iterator[Line]:
 def main(console: Console) -> int:
     """Measure, show the table, write the file."""
     options = arguments()
+    for topic in TOPICS:
+        importlib.import_module(f"benchmarks.{topic}")
     try:
         rows = registry.select(options.rows)
     except UnknownRowError as error:
