@@ -1,5 +1,6 @@
 """The benchmarks run; what they find is not asserted, for machines differ."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 from benchmarks.profiling import Stacks, owner
 from benchmarks.registry import Registry, UnknownRowError
-from benchmarks.results import Line, at_least, at_most
+from benchmarks.results import Line, at_least, at_most, table
 from benchmarks.rounds import Bench, best
 from benchmarks.samples import Sample, Tally
 from benchmarks.sites import Sites
+from rich.console import Console
 
 TESTS = Path(__file__).parent
 
@@ -32,7 +34,7 @@ def test_a_row_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "benchmarks.json"
     ran = run("--rows", "6b", "--rounds", 2, "--seconds", 0.01, "--out", out)
     assert ran.returncode == 0, ran.stderr
-    assert "with timeout_s" in ran.stdout
+    assert "with timeout_s" in ran.stdout.rpartition("target")[2]
     found = json.loads(out.read_text())
     assert found["versions"]["ray"]
     assert [len(line["ours"]) for line in found["lines"]] == [2] * 4
@@ -97,6 +99,19 @@ def test_a_failed_request_misses_the_target() -> None:
     line = Line("3", "", "/s", [Sample(9, failed=1)], [Sample(1)], target=at_least(2))
     assert (line.status, line.failed) == ("missed", 1)
     assert Line("3(c)", "", "/s", [], note="no network").status == "unmeasured"
+
+
+def test_the_table_says_what_was_compared() -> None:
+    """With the spread of the rounds; a peer that is not there has the reason in its line."""
+    ours, theirs = [Sample(2), Sample(4)], [Sample(1), Sample(1)]
+    told = Line("7b", "[tokens]", "/s", ours, theirs, "the front")
+    peer = Line("5", "fuse()", "/s", [], note="litserve==1 cannot be installed: no network")
+    screen = Console(width=140, file=io.StringIO())
+    screen.print(table([told, peer]))
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]  # the StringIO
+    for text in ("[tokens]", "3 (2..4)", "told", "the front", "unmeasured", "no network"):
+        assert text in shown
+    assert str(told) == "7b: [tokens]: 3 /s against 1 /s (the front), 3 (2..4): told"
 
 
 def test_a_tally_counts_right_answers_and_the_reasons_of_others() -> None:

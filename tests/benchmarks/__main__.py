@@ -52,13 +52,13 @@ def main(console: Console) -> int:
         lines = []
         for row in rows:
             for line in measured(row, bench):
-                progress.console.print(line, markup=False, highlight=False)
+                progress.console.print(str(line), markup=False, highlight=False)
                 lines.append(line)
             progress.advance(task)
-    took_s = round(time.perf_counter() - began)
+            took_s = round(time.perf_counter() - began)
+            how = {"rounds": options.rounds, "seconds": options.seconds, "took_s": took_s}
+            results.write(options.out, lines, {**about, **how})
     console.print(results.table(lines))
-    about = {**about, "rounds": options.rounds, "seconds": options.seconds, "took_s": took_s}
-    results.write(options.out, lines, about)
     console.print(f"{took_s} s; every sample is in {options.out}")
     return 0
 
@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default="", help="such as 3b,4; all: the optional ones, too")
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each time")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each time")
     return parser.parse_args()
 
 

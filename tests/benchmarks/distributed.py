@@ -37,7 +37,7 @@ def by_handle(bench: Bench) -> Iterator[Line]:
     """Against the idiomatic chain; the same by gRPC is told beside it."""
     bench.sites.keep(("distributed", "defaults"))
     site = bench.sites.get("distributed")
-    ask = partial(site.ask, "by_handle", callers=CALLERS, seconds=bench.seconds)
+    ask = partial(site.ask, "calls_per_s", callers=CALLERS, seconds=bench.seconds)
     ways: dict[str, Way] = {way: partial(ask, way) for way in ("ours", PASSED_ON, BY_GRPC)}
     found = bench.alternate(ways)
     what = "three deployments, Ray's defaults, by handle, 16 in flight"

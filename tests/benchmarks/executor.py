@@ -93,7 +93,7 @@ async def item_us(way: str, calls: int) -> Sample:
 
 def _calls(bench: Bench, calls_per_s: int) -> int:
     """As many calls as fill about the time of a measurement."""
-    return max(100, int(bench.seconds * calls_per_s / 3))
+    return max(100, int(bench.seconds * calls_per_s / 2))
 
 
 @registry.row("6", "the executor alone, in one process")

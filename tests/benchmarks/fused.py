@@ -48,7 +48,7 @@ def one_deployment(bench: Bench) -> Iterator[Line]:
     """Over HTTP at both settings, and by handle at Ray's defaults."""
     bench.sites.keep(("fused", "defaults"))
     site = bench.sites.get("fused")
-    call = partial(site.ask, "by_handle", callers=CALLERS, seconds=bench.seconds)
+    call = partial(site.ask, "calls_per_s", callers=CALLERS, seconds=bench.seconds)
     found = bench.alternate({way: partial(call, way) for way in site.urls})
     yield Line("4", "fuse(), Ray's defaults, by handle, 16 in flight", "/s", found["ours"],
                found["theirs"], "one deployment", at_least(0.95))  # fmt: skip

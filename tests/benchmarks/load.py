@@ -45,7 +45,7 @@ async def closed_loop(call: Callable[[], Awaitable[None]], callers: int, seconds
     return tally.sample()
 
 
-async def by_handle(client: Any, callers: int, seconds: float) -> Sample:
+async def calls_per_s(client: Any, callers: int, seconds: float) -> Sample:
     """Calls a second of an application that returns what it is given."""
     handle = client.handle
 

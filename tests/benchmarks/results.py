@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.samples import Sample
 
@@ -116,7 +117,7 @@ class Line:
         }
 
 
-_STYLES = {"met": "green", "missed": "bold red", "told": "", "unmeasured": "yellow"}
+_STYLES = {"met": "green", "missed": "bold red", "told": "default", "unmeasured": "yellow"}
 
 
 def table(lines: Sequence[Line]) -> Table:
@@ -126,13 +127,17 @@ def table(lines: Sequence[Line]) -> Table:
         made.add_column(head, justify="right", no_wrap=True)
     made.add_column("")
     for line in lines:
-        what = line.what + (f"\n[dim]{line.note}[/]" if line.note else "")
-        theirs = f"{_shown(line.theirs, line.unit)}\n[dim]{line.opponent}[/]" if line.theirs else ""
+        theirs = _shown(line.theirs, line.unit) if line.theirs else ""
         made.add_row(
-            line.row, what, _shown(line.ours, line.unit), theirs, _ratio(line),
-            str(line.target or ""), f"[{_STYLES[line.status]}]{_verdict(line)}[/]",
+            line.row, _noted(line.what, line.note), _shown(line.ours, line.unit),
+            _noted(theirs, line.opponent), _ratio(line), str(line.target or ""),
+            Text(_verdict(line), _STYLES[line.status]),
         )  # fmt: skip
     return made
+
+
+def _noted(text: str, note: str) -> Text:
+    return Text(text).append(f"\n{note}" * bool(note), "dim")
 
 
 def _shown(samples: Samples, unit: str) -> str:

@@ -98,7 +98,7 @@ def compared(bench: Bench, row: str, sizes: tuple[int, ...], ways: tuple[str, ..
     ask = bench.sites.get("sizes").ask
     for size in sizes:
         callers = in_flight(size)
-        measure = partial(ask, "sized", size=size, callers=callers, seconds=bench.seconds)
+        measure = partial(ask, "sized", size=size, callers=callers, seconds=bench.seconds / 2)
         asked: dict[str, Way] = {way: partial(measure, way) for way in ("ours", *ways)}
         found = bench.alternate(asked)
         fastest = best(found, *ways)

@@ -155,7 +155,7 @@ def tokens(bench: Bench) -> Iterator[Line]:
     bench.sites.keep(("streams", "defaults"))
     urls = bench.sites.get("streams").urls
     for clients in (1, 16, 64):
-        ask = partial(_tokens_per_s, clients=clients, seconds=bench.seconds)
+        ask = partial(_tokens_per_s, clients=clients, seconds=bench.seconds / 2)
         ways: dict[str, Way] = {way: partial(ask, urls[way]) for way in ("tokens-fused", "tokens")}
         found = bench.alternate(ways)
         yield Line("7b", f"tokens over HTTP, the last stage fused, {clients} at once", "tokens/s",
