@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks import load
 from benchmarks.samples import Sample
-from benchmarks.sites import Settings, Site
+from benchmarks.sites import Settings, Site, Sites
 
 PATHS: tuple[tuple[str, Settings, str], ...] = (
     ("distributed", "defaults", "ours"),
@@ -43,11 +43,8 @@ OWNERS = (
     ("uvicorn", "Starlette and uvicorn"),
     ("fastapi", "Starlette and uvicorn"),
     ("grpc", "gRPC"),
-    ("asyncio", "asyncio"),
-    ("json", "json"),
-    ("logging", "logging"),
 )
-"""Whose a file is, by how its path begins."""
+"""Whose a file is, by how its path begins; any other is its package's."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,8 @@ class Stacks:
 def owner(frame: str) -> str:
     """Return whose code a frame is in: ``"run (raycompose/graph/nodes.py:175)"``."""
     path = _path(frame)
-    return next((name for start, name in OWNERS if path.startswith(f"{start}/")), "other")
+    package = path.partition("/")[0].removesuffix(".py") or frame
+    return next((name for start, name in OWNERS if path.startswith(f"{start}/")), package)
 
 
 def function(frame: str) -> str:
@@ -122,7 +120,7 @@ def processes(pid: int) -> dict[psutil.Process, str]:
     found = {}
     for process in psutil.Process(pid).children(recursive=True):
         try:
-            title = " ".join(process.cmdline()) or process.name()
+            title = (process.cmdline() or [process.name()])[0]
         except psutil.Error:  # it has ended
             continue
         kind = title.split(".")[0] if title.startswith("ray::") else process.name()
@@ -174,7 +172,7 @@ def record(pid: int, seconds: int, raw: Path) -> None:
     py_spy = Path(sys.executable).with_name("py-spy")  # Ray brings it along
     ran = subprocess.run(
         [py_spy, "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(RATE),
-         "--format", "raw", "--output", raw],
+         "--gil", "--format", "raw", "--output", raw],  # other threads wait
         capture_output=True, text=True,
     )  # fmt: skip
     if ran.returncode:
@@ -190,7 +188,7 @@ def summary(path: str, sample: Sample, stacks: Stacks, spent_ms: dict[str, float
         yield f"  {took_ms:7.3f}  {name}"
     yield ""
     yield "The front replica's time, by whose code ran:"
-    for name, count in stacks.owners().most_common():
+    for name, count in stacks.owners().most_common(LISTED):
         yield f"  {count / stacks.total:7.1%}  {name}"
     for title, counts in (
         ("raycompose's functions, themselves", stacks.functions("raycompose")),
@@ -207,18 +205,15 @@ def summary(path: str, sample: Sample, stacks: Stacks, spent_ms: dict[str, float
 def main(out: Path, seconds: float, only: str) -> None:
     """Profile every path, and write the text."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w") as text:
+    with out.open("w") as text, Sites() as sites:
         for topic, settings, way in PATHS:
             path = f"{topic}, {settings}, {way}"
             if only not in path:
                 continue
-            site = Site(topic, settings)
-            try:
-                for line in summary(path, *watched(site, way, seconds)):
-                    print(line)
-                    print(line, file=text)
-            finally:
-                site.close()
+            sites.keep((topic, settings))
+            for line in summary(path, *watched(sites.get(topic, settings), way, seconds)):
+                print(line)
+                print(line, file=text)
     print(f"written to {out}")
 
 

@@ -167,7 +167,7 @@ def _replicas_bytes() -> dict[str, int]:
     """The memory of each replica that is its own: not what it sees of the object store."""
     found = {}
     for process in psutil.Process().children(recursive=True):
-        title = " ".join(process.cmdline())
+        title = (process.cmdline() or [""])[0]
         if title.startswith("ray::ServeReplica:"):
             memory = process.memory_info()
             name = ":".join(title.split(".")[0].split(":")[3:5])

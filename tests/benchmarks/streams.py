@@ -107,7 +107,7 @@ def apps() -> dict[str, serve.Application]:
 
 async def items_per_s(client: Any, seconds: float) -> Sample:
     """Items a second of streams that follow one another."""
-    handle, count, items = client.handle.options(stream=True), 100, 0
+    handle, count, items = client.handle.options(stream=True), 300, 0
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         got = [item["n"] async for item in handle.remote(count)]
