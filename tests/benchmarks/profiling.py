@@ -1,14 +1,13 @@
 """Where a request's time goes, and how much of it is raycompose's: ``make profile``.
 
 Each path runs under load while py-spy looks at its front replica 200 times a second; what every
-process takes of the CPU is counted beside it.
+process takes of the CPU is counted beside it. The stacks stay beside the text, for a flame graph.
 """
 
 import argparse
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,23 +143,25 @@ def front_of(way: str, found: dict[psutil.Process, str]) -> int:
     return next(process.pid for process, title in found.items() if title in titles)
 
 
-def watched(site: Site, way: str, seconds: float) -> tuple[Sample, Stacks, dict[str, float]]:
+def watched(
+    site: Site, way: str, seconds: float, raw: Path
+) -> tuple[Sample, Stacks, dict[str, float]]:
     """Load an application; return its rate, its front's stacks, and the CPU time of each process.
 
-    The times are milliseconds of a request.
+    The times are milliseconds of a request. ``raw`` is where the stacks are kept.
     """
     load.over_http(site.urls[way], CLIENTS, 1)
     found = processes(site.pid)
-    with tempfile.NamedTemporaryFile() as raw, ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads:
         before = {process: cpu_s(process) for process in found}
         loaded = threads.submit(load.over_http, site.urls[way], CLIENTS, seconds)
-        record(front_of(way, found), max(1, int(seconds) - 1), Path(raw.name))
+        record(front_of(way, found), max(1, int(seconds) - 1), raw)
         sample = loaded.result()
         spent_ms = dict.fromkeys(found.values(), 0.0)
         for process, kind in found.items():
             took_ms = 1000 * (cpu_s(process) - before[process])
             spent_ms[kind] += took_ms / sample.details["requests"]
-        return sample, Stacks.read(Path(raw.name)), spent_ms
+        return sample, Stacks.read(raw), spent_ms
 
 
 def record(pid: int, seconds: int, raw: Path) -> None:
@@ -211,7 +212,8 @@ def main(out: Path, seconds: float, only: str) -> None:
             if only not in path:
                 continue
             sites.keep((topic, settings))
-            for line in summary(path, *watched(sites.get(topic, settings), way, seconds)):
+            raw = out.with_name(f"{path.replace(', ', '-')}.stacks")
+            for line in summary(path, *watched(sites.get(topic, settings), way, seconds, raw)):
                 print(line)
                 print(line, file=text)
     print(f"written to {out}")
