@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.pages import BEGIN, END, markdown, replaced
 from benchmarks.profiling import Stacks, owner
 from benchmarks.registry import Registry, UnknownRowError
-from benchmarks.results import Line, at_least, at_most, table
+from benchmarks.results import Line, at_least, at_most, machine, table
 from benchmarks.rounds import Bench, best
 from benchmarks.samples import Sample, Tally
 from benchmarks.sites import Sites
 from rich.console import Console
 
 TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -92,6 +94,27 @@ def test_a_target_is_of_the_median_of_the_ratios() -> None:
     assert Line("1", "", "/s", ours, theirs, target=at_least(2.1)).status == "missed"
     assert Line("6", "", "µs", ours, target=at_most(5)).status == "missed"
     assert Line("7b", "", "/s", ours, theirs).status == "told"
+
+
+def test_the_page_says_what_the_file_says() -> None:
+    """Machine, date, every line; what else stands on the page stays."""
+    line = Line("3", "fast", "/s", [Sample(3)], [Sample(1)], "theirs", at_least(2), note="a | b")
+    found = {**machine(), "rounds": 1, "seconds": 2.0, "lines": [line.to_dict()]}
+    found = json.loads(json.dumps(found))
+    assert Line.from_dict(found["lines"][0]) == line
+    page = replaced(f"before\n{BEGIN}\nold\n{END}\nafter", markdown(found))
+    assert "| 3 | fast (a / b) | 3 /s | 1 /s (theirs) | 3 (3..3) | ≥ 2 | met |" in page
+    assert found["date"][:10] in page
+    assert "old" not in page
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter")
+
+
+def test_the_documentation_says_what_was_measured_last() -> None:
+    """The page's table is the one of the results that are kept beside it."""
+    kept, page = DOCS / "benchmarks.json", DOCS / "how-to" / "speed.md"
+    if kept.exists():
+        assert markdown(json.loads(kept.read_text())) in page.read_text()
 
 
 def test_a_failed_request_misses_the_target() -> None:

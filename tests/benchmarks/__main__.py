@@ -59,6 +59,8 @@ def main(console: Console) -> int:
             how = {"rounds": options.rounds, "seconds": options.seconds, "took_s": took_s}
             results.write(options.out, lines, {**about, **how})
     console.print(results.table(lines))
+    if left := ", ".join(row.number for row in registry.rows.values() if row not in rows):
+        console.print(f"Not measured: {left} (ROW=all: everything).", highlight=False)
     console.print(f"{took_s} s; every sample is in {options.out}")
     return 0
 

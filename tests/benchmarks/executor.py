@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
+from ray import serve
+
 import raycompose as rc
 from benchmarks.load import PAYLOAD
 from benchmarks.peers import LANGCHAIN
@@ -15,7 +17,7 @@ from benchmarks.registry import registry
 from benchmarks.results import Line, at_most
 from benchmarks.rounds import Bench, Way
 from benchmarks.samples import Sample
-from benchmarks.stages import First, Second, Third
+from benchmarks.stages import OPTIONS, First, Second, Third
 
 ITEMS = 100
 
@@ -68,6 +70,27 @@ async def call_us(way: str, calls: int, per: int = 1) -> Sample:
     return Sample(found.value / per)
 
 
+@serve.deployment(**OPTIONS)
+class Inside:
+    """Measures in a replica, where stages have metrics."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    async def __call__(self, calls: int) -> float:
+        return (await timed_us(self._pipeline, PAYLOAD, calls)).value
+
+
+def apps() -> dict[str, serve.Application]:
+    """Return the fused stages, to be called in a replica."""
+    return {"fused": Inside.bind(embedded("fused"))}
+
+
+async def replica_us(client: Any, calls: int) -> Sample:
+    """Microseconds of a stage of three fused ones, in a replica."""
+    return Sample(await client.handle.remote(calls) / 3)
+
+
 async def timed_us(call: Callable[[Any], Awaitable[Any]], value: Any, calls: int) -> Sample:
     """Microseconds of a call: of the fastest of ten shares, for what else runs only adds to it."""
     share, took_s = max(1, calls // 10), []
@@ -117,6 +140,10 @@ def executor(bench: Bench) -> Iterator[Line]:
     yield Line("6", "the same against LCEL", "µs", [] if lcel else found["functions"],
                found.get("LCEL", []), LANGCHAIN.version, note=lcel)  # fmt: skip
     yield Line("6", "three fused deployments, a stage", "µs", found["fused"], target=at_most(5))
+    bench.sites.keep(("executor", "defaults"))
+    replica = partial(bench.sites.get("executor").ask, "replica_us", "fused", calls=calls)
+    yield Line("6", "the same in a replica, with metrics", "µs",
+               bench.alternate({"replica": replica})["replica"], target=at_most(5))  # fmt: skip
 
 
 @registry.row("6b", "what the executor's options cost more")
