@@ -152,7 +152,7 @@ def table(lines: Sequence[Line]) -> Table:
         theirs = _shown(line.theirs, line.unit) if line.theirs else ""
         made.add_row(
             line.row, _noted(line.what, line.note), _shown(line.ours, line.unit),
-            _noted(theirs, line.opponent), ratio(line), str(line.target or ""),
+            _noted(theirs, line.opponent * bool(theirs)), ratio(line), str(line.target or ""),
             Text(line.verdict, _STYLES[line.status]),
         )  # fmt: skip
     return made

@@ -55,6 +55,15 @@ def median(samples: Samples) -> float:
     return statistics.median(sample.value for sample in samples)
 
 
+def rates(found: Mapping[str, Samples], *ways: str) -> str:
+    """Return what each way does a second, and how many of its requests failed, for a note."""
+    told = []
+    for way in ways:
+        failed = sum(sample.failed for sample in found[way])
+        told.append(f"{way} {median(found[way]):.3g}/s" + f" ({failed} failed)" * bool(failed))
+    return ", ".join(told)
+
+
 def best(found: Mapping[str, Samples], *ways: str) -> str:
     """Return the way with the highest median, among those without a failed request if there are."""
     sound = [way for way in ways if not any(sample.failed for sample in found[way])]
