@@ -36,7 +36,7 @@ def test_a_row_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "benchmarks.json"
     ran = run("--rows", "6b", "--rounds", 2, "--seconds", 0.01, "--out", out)
     assert ran.returncode == 0, ran.stderr
-    assert "with timeout_s" in ran.stdout.rpartition("target")[2]
+    assert "extra cost of timeout_s" in ran.stdout.rpartition("target")[2]
     found = json.loads(out.read_text())
     assert found["versions"]["ray"]
     assert [len(line["ours"]) for line in found["lines"]] == [2] * 4
@@ -93,7 +93,7 @@ def test_a_target_is_of_the_median_of_the_ratios() -> None:
     assert (line.figure, line.status) == (2, "met")
     assert Line("1", "", "/s", ours, theirs, target=at_least(2.1)).status == "missed"
     assert Line("6", "", "µs", ours, target=at_most(5)).status == "missed"
-    assert Line("7b", "", "/s", ours, theirs).status == "told"
+    assert Line("7b", "", "/s", ours, theirs).status == "no target"
 
 
 def test_the_page_says_what_the_file_says() -> None:
@@ -121,7 +121,7 @@ def test_a_failed_request_misses_the_target() -> None:
     """However fast the others were."""
     line = Line("3", "", "/s", [Sample(9, failed=1)], [Sample(1)], target=at_least(2))
     assert (line.status, line.failed) == ("missed", 1)
-    assert Line("3(c)", "", "/s", [], note="no network").status == "unmeasured"
+    assert Line("3(c)", "", "/s", [], note="no network").status == "not measured"
 
 
 def test_the_table_says_what_was_compared() -> None:
@@ -132,9 +132,9 @@ def test_the_table_says_what_was_compared() -> None:
     screen = Console(width=140, file=io.StringIO())
     screen.print(table([told, peer]))
     shown = screen.file.getvalue()  # type: ignore[attr-defined]  # the StringIO
-    for text in ("[tokens]", "3 (2..4)", "told", "the front", "unmeasured", "no network"):
+    for text in ("[tokens]", "3 (2..4)", "no target", "the front", "not measured", "no network"):
         assert text in shown
-    assert str(told) == "7b: [tokens]: 3 /s against 1 /s (the front), 3 (2..4): told"
+    assert str(told) == "7b: [tokens]: 3 /s against 1 /s (the front), 3 (2..4): no target"
 
 
 def test_a_tally_counts_right_answers_and_the_reasons_of_others() -> None:

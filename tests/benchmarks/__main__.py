@@ -70,11 +70,14 @@ def main(console: Console) -> int:
         console.print(error, style="red", markup=False)
         return 2
     if (busy := os.getloadavg()[0]) > _BUSY:
-        console.print(f"The machine is busy (load {busy:.1f}): the ratios will spread.")
+        console.print(f"The machine is busy (load average {busy:.1f}), so expect a wide spread.")
     began = time.perf_counter()
     console.print(results.table(measure(rows, options, console)))
     if left := ", ".join(row.number for row in registry.rows.values() if row not in rows):
-        console.print(f"Not asked for: {left} (ROW=all: everything).", highlight=False)
+        console.print(
+            f"Not selected: {left}. ROW=all runs everything, which takes about 25 minutes.",
+            highlight=False,
+        )
     console.print(f"{time.perf_counter() - began:.0f} s; every sample is in {options.out}")
     return 0
 

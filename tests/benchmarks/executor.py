@@ -59,13 +59,13 @@ def embedded(way: str) -> Any:
     return graphs[way]().embed()
 
 
-async def by_hand(value: Any) -> Any:
+async def hand_written(value: Any) -> Any:
     return await third(await second(await first(value)))
 
 
 async def call_us(way: str, calls: int, per: int = 1) -> Sample:
     """Microseconds of a call, and ``per`` so many stages."""
-    call = by_hand if way == "by hand" else embedded(way)
+    call = hand_written if way == "hand-written" else embedded(way)
     found = await timed_us(call, PAYLOAD, calls)
     return Sample(found.value / per)
 
@@ -126,7 +126,7 @@ def executor(bench: Bench) -> Iterator[Line]:
     ask, calls = bench.sites.get("executor", "no ray").ask, _calls(bench, 20_000)
     ways: dict[str, Way] = {
         "functions": partial(ask, "call_us", "functions", calls=calls),
-        "by hand": partial(ask, "call_us", "by hand", calls=calls),
+        "hand-written": partial(ask, "call_us", "hand-written", calls=calls),
         "fused": partial(ask, "call_us", "fused", calls=calls, per=3),
     }
     lcel = LANGCHAIN.missing
@@ -134,7 +134,7 @@ def executor(bench: Bench) -> Iterator[Line]:
         lcel_calls = str(_calls(bench, 1_000))
         ways["LCEL"] = lambda: Sample(LANGCHAIN.measured(lcel_calls))
     found = bench.alternate(ways)
-    others = {"by hand": found["by hand"]}
+    others = {"hand-written": found["hand-written"]}
     yield Line("6", "three async functions, a call", "µs", found["functions"],
                target=at_most(5), others=others)  # fmt: skip
     yield Line("6", "the same against LCEL", "µs", [] if lcel else found["functions"],
@@ -146,17 +146,17 @@ def executor(bench: Bench) -> Iterator[Line]:
                bench.alternate({"replica": replica})["replica"], target=at_most(5))  # fmt: skip
 
 
-@registry.row("6b", "what the executor's options cost more")
+@registry.row("6b", "the extra cost of the executor's options")
 def options(bench: Bench) -> Iterator[Line]:
     """Each against the same graph without it, round by round."""
     bench.sites.keep(("executor", "no ray"))
     ask, calls = bench.sites.get("executor", "no ray").ask, _calls(bench, 20_000)
     call, item = partial(ask, "call_us", calls=calls), partial(ask, "item_us", calls=calls)
     for what, measure, with_it, without, limit_us in (
-        ("with timeout_s, more", call, "timeout_s", "one", 2),
-        ("with retry, more", call, "retry", "one", 2),
-        ("an item of a stream through a function, more", item, "mapped stream", "stream", 5),
-        ("an edge by reference, more", call, "by reference", "by value", 10),
+        ("extra cost of timeout_s", call, "timeout_s", "one", 2),
+        ("extra cost of retry", call, "retry", "one", 2),
+        ("extra cost of a function for each item of a stream", item, "mapped stream", "stream", 5),
+        ("extra cost of an edge by reference", call, "by reference", "by value", 10),
     ):
         found = bench.alternate({way: partial(measure, way) for way in (with_it, without)})
         more = [

@@ -18,7 +18,7 @@ from rich.text import Text
 from benchmarks.samples import Sample
 
 Samples = list[Sample]
-Status = Literal["met", "missed", "told", "unmeasured"]
+Status = Literal["met", "missed", "no target", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Line:
         ours: The samples, one a round; none: it could not be measured, and ``note`` says why.
         theirs: What ours are compared with, round by round.
         opponent: What theirs are.
-        target: Of the ratio; of ours where there is nothing to compare with; ``None``: it is told.
+        target: Of the ratio, or of ours where nothing is compared; ``None`` if there is none.
         note: What else the reader should know.
         others: Further ways that were measured in the same rounds, for the JSON file.
     """
@@ -101,13 +101,13 @@ class Line:
 
     @property
     def status(self) -> Status:
-        """Whether the target is met; ``told`` without a target."""
+        """Whether the target is met."""
         if self.figure is None:
-            return "unmeasured"
+            return "not measured"
         if self.failed:
             return "missed"
         if self.target is None:
-            return "told"
+            return "no target"
         return "met" if self.target.holds(self.figure) else "missed"
 
     @property
@@ -139,12 +139,12 @@ class Line:
         return cls(**fields, ours=ours, theirs=theirs, target=target)
 
 
-_STYLES = {"met": "green", "missed": "bold red", "told": "default", "unmeasured": "yellow"}
+_STYLES = {"met": "green", "missed": "bold red", "not measured": "yellow"}
 
 
 def table(lines: Sequence[Line]) -> Table:
     """Return what is shown on the screen."""
-    made = Table("row", "what", title="raycompose against the same without it")
+    made = Table("row", "what", title="raycompose compared with the same written without it")
     for head in ("ours", "theirs", "ratio (min..max)", "target"):
         made.add_column(head, justify="right", no_wrap=True)
     made.add_column("")
@@ -153,7 +153,7 @@ def table(lines: Sequence[Line]) -> Table:
         made.add_row(
             line.row, _noted(line.what, line.note), _shown(line.ours, line.unit),
             _noted(theirs, line.opponent * bool(theirs)), ratio(line), str(line.target or ""),
-            Text(line.verdict, _STYLES[line.status]),
+            Text(line.verdict, _STYLES.get(line.status, "default")),
         )  # fmt: skip
     return made
 
