@@ -1,13 +1,17 @@
 """The benchmarks run; what they find is not asserted, for machines differ."""
 
+import asyncio
+import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from benchmarks.load import Sender, closed_loop
 from benchmarks.pages import BEGIN, END, markdown, replaced
 from benchmarks.profiling import Stacks, owner
 from benchmarks.registry import Registry, UnknownRowError
@@ -148,6 +152,46 @@ def test_a_tally_counts_right_answers_and_the_reasons_of_others() -> None:
         "requests": 3, "p50_ms": 200, "p99_ms": pytest.approx(300), "failures": {"HTTP 500": 1}
     }  # fmt: skip
     assert sample.failed == 1
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one request after another with its body; end the connection at "end"."""
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+            body = await reader.readexactly(length)
+            if body == b'"end"':
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (length, body))
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected", "failure"),
+    [
+        ({"a": 1}, {"a": 1}, None),
+        ({"a": 1}, {"a": 2}, "HTTP 200"),
+        ("end", "end", "the server closed it"),
+    ],
+)
+def test_the_load_counts_right_answers_alone(body: Any, expected: Any, failure: str | None) -> None:
+    """Whatever else comes back, or nothing, is a failed request with the reason."""
+
+    async def load_once() -> Sample:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        async with server:
+            sender = Sender(f"http://{host}:{port}/", body, expected, "*/*")
+            sample = await closed_loop(sender, 2, 0.05)
+            sender.close()
+            await asyncio.sleep(0.05)  # as long as the loop takes to close them
+        return sample
+
+    sample = asyncio.run(load_once())
+    assert (sample.failed > 0, sample.details["requests"] > 0) == (bool(failure), not failure)
+    assert not failure or failure in next(iter(sample.details["failures"]))
 
 
 def test_a_profile_tells_whose_code_ran(tmp_path: Path) -> None:
