@@ -88,7 +88,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default="", help="such as 3b,4; all: the optional ones, too")
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each time")
+    parser.add_argument("--seconds", type=float, default=1.5, help="how long each time")
     return parser.parse_args()
 
 

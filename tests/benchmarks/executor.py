@@ -116,7 +116,7 @@ async def item_us(way: str, calls: int) -> Sample:
 
 def _calls(bench: Bench, calls_per_s: int) -> int:
     """As many calls as fill about the time of a measurement."""
-    return max(100, int(bench.seconds * calls_per_s / 2))
+    return max(100, int(bench.seconds * calls_per_s))
 
 
 @registry.row("6", "the executor alone, in one process")

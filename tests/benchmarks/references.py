@@ -179,7 +179,7 @@ def _replicas_bytes() -> dict[str, int]:
 def memory(bench: Bench) -> Iterator[Line]:
     """In the object store, and in the replica that grew most."""
     bench.sites.keep(("references", "defaults"))
-    requests = max(10, int(REQUESTS * min(1.0, bench.seconds / 2)))
+    requests = max(10, int(REQUESTS * min(1.0, bench.seconds)))
     bench.announce(f"{requests:,} requests by reference")
     found = bench.sites.get("references").ask("left_behind", "arrays", requests=requests)
     store = Sample(found.details["store_mb"])

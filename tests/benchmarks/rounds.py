@@ -24,7 +24,7 @@ class Bench:
 
     sites: Sites
     rounds: int = 5
-    seconds: float = 2.0
+    seconds: float = 1.5
     announce: Callable[[str], None] = field(default=lambda _: None)
 
     def alternate(
