@@ -51,7 +51,9 @@ def test_a_row_that_does_not_exist_is_wrong_usage() -> None:
     ran = run("--rows", "3,17")
     assert ran.returncode == 2
     (line,) = ran.stdout.splitlines()
-    assert line.startswith("no row 17: the rows are 1, 1b, 3, 3b, 4, 5, 2,")
+    assert line.startswith(
+        "no row 17: the rows are 1, 1b, 2, 3, 3b, 4, 5, 6, 6b, 7, 7b, 8, 9, 10, 11,"
+    )
 
 
 def test_rows_are_selected_by_number() -> None:

@@ -72,7 +72,8 @@ def main(console: Console) -> int:
     if (busy := os.getloadavg()[0]) > _BUSY:
         console.print(f"The machine is busy (load average {busy:.1f}), so expect a wide spread.")
     began = time.perf_counter()
-    console.print(results.table(measure(rows, options, console)))
+    lines = measure(rows, options, console)
+    console.print(results.table(sorted(lines, key=lambda line: results.position(line.row))))
     if left := ", ".join(row.number for row in registry.rows.values() if row not in rows):
         console.print(
             f"Not selected: {left}. ROW=all runs everything, which takes about 25 minutes.",

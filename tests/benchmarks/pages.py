@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Line, number, ratio
+from benchmarks.results import Line, number, position, ratio
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -31,7 +31,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "| # | what | ours | theirs | ratio | target | |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
-    for line in map(Line.from_dict, found["lines"]):
+    lines = map(Line.from_dict, found["lines"])
+    for line in sorted(lines, key=lambda line: position(line.row)):
         theirs = (
             f"{number(line.theirs_median)} {line.unit} ({line.opponent})" if line.theirs else ""
         )

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -137,6 +138,12 @@ class Line:
         ours, theirs = ([Sample(**one) for one in found[way]] for way in ("ours", "theirs"))
         target = found["target"] and Target(**found["target"])
         return cls(**fields, ours=ours, theirs=theirs, target=target)
+
+
+def position(row: str) -> tuple[int, str]:
+    """Return where a row stands in the table: 2, 3, 3b, 10, and then those with a name."""
+    digits = "".join(character for character in row if character.isdigit())
+    return (int(digits) if digits else sys.maxsize, row)
 
 
 _STYLES = {"met": "green", "missed": "bold red", "not measured": "yellow"}
