@@ -68,6 +68,8 @@ class Ingress:
         self._exits = tuple(stage.name for stage in root.exits)
         self._is_hosted = _serve.is_hosted()
         self._in_replica = _serve.in_replica() and not self._is_hosted
+        if _serve.in_replica():
+            _serve.receive_any_size()
         self._graph = open_graph(root, _serve.own_user_config())
         await self._graph.start()
 
