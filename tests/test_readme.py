@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from support.cluster import Deploy
 
 import raycompose as rc
+from raycompose.graph.metrics import _COUNTERS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -141,3 +142,19 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """The pages of the reference show what `raycompose.__all__` exports, each once."""
+    pages = "".join(page.read_text() for page in PAGES if page.parent.name == "reference")
+    shown = re.findall(r"^::: raycompose\.(\w+)$", pages, re.MULTILINE)
+    assert sorted([*shown, "__version__"]) == sorted(rc.__all__)
+    assert "rc.__version__" in pages
+
+
+def test_the_docs_name_every_metric() -> None:
+    """The page on observing lists the metrics that there are, as Prometheus sees them."""
+    page = (ROOT / "docs" / "how-to" / "observing.md").read_text()
+    counters = {f"ray_raycompose_{name}_total" for name in _COUNTERS}
+    shown = set(re.findall(r"^\| `(ray_raycompose_\w+)`", page, re.MULTILINE))
+    assert shown == {"ray_raycompose_stage_latency_ms", *counters}

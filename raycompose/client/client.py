@@ -80,7 +80,7 @@ class Client(ABC):
         return await concurrency.result_of(concurrency.submit(self._call(args, kwargs, timeout_s)))
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Call a pipeline that streams and give its items as they come.
+        """Call a pipeline that streams and yield its items as they come.
 
         Leaving the loop early cancels the call.
         """
@@ -96,7 +96,7 @@ class Client(ABC):
             concurrency.finish(items.aclose(), None)
 
     async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Call a pipeline that streams and give its items as they come; see ``stream``."""
+        """Call a pipeline that streams and yield its items as they come; see ``stream``."""
         items = Pulls(self._stream(args, kwargs))
         try:
             while True:
