@@ -11,7 +11,12 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,notebook]'
 	touch $@
 
-.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench check clean
+DOCS := $(VENV)/installed-docs
+$(DOCS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench check docs clean
 run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
@@ -61,5 +66,8 @@ check: $(INSTALLED) ## Lint, format, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(DOCS) ## Build the documentation into site/, to be read without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-* .compat build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	rm -rf .venv .venv-* .compat build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -75,7 +75,7 @@ class StageTimeoutError(RayComposeError, TimeoutError):
     """A stage ran past its ``timeout_s`` and was cancelled. HTTP 504.
 
     Args:
-        stage: The name of the stage, as ``rc.failed_stage`` gives it.
+        stage: The name of the stage, as ``rc.failed_stage`` returns it.
         timeout_s: The limit that passed, in seconds.
     """
 
