@@ -1,6 +1,7 @@
 PYTHON ?= python3
 PYTHONS ?= 3.10 3.13
 PORT ?= 8000
+OUT ?= benchmarks.json
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -16,7 +17,7 @@ $(DOCS): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
-.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench check docs clean
+.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench profile check docs clean
 run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
@@ -58,8 +59,11 @@ coverage: $(INSTALLED) ## Run the tests and measure what they cover, in replicas
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-bench: $(INSTALLED) ## Measure, as ratios to what is written by hand
-	$(BIN)/python tests/benchmarks
+bench: $(INSTALLED) ## Measure, as ratios: ROW=3 or ROW=3b,4 (ROW=all: what takes longer, too), OUT=file
+	PYTHONPATH=tests $(BIN)/python -m benchmarks --rows "$(ROW)" --out "$(OUT)"
+
+profile: $(INSTALLED) ## Say where a request's time goes, in build/profile.txt
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.profiling
 
 check: $(INSTALLED) ## Lint, format, types
 	$(BIN)/ruff check

@@ -1,16 +1,78 @@
-"""All benchmarks, as one table: ``python tests/benchmarks [--rounds 5] [--json FILE]``."""
+"""``python -m benchmarks [--rows 3b,4] [--out FILE]``; ``make bench`` calls it."""
 
 import argparse
+import importlib
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import bench_references
-import bench_streaming
-from harness import report
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
-parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"))
-options = parser.parse_args()
-report(
-    [*bench_streaming.rows(options.rounds), *bench_references.rows(options.rounds)], options.json
-)
+from benchmarks import results
+from benchmarks.registry import Row, UnknownRowError, registry
+from benchmarks.results import Line
+from benchmarks.rounds import Bench
+from benchmarks.sites import MeasuringError, Sites
+
+TOPICS = ("distributed", "fused", "sizes", "streams", "references", "executor", "bodies",
+          "imports", "scaling", "fronts")  # fmt: skip
+"""The modules that register rows, which run in this order."""
+
+
+def measured(row: Row, bench: Bench) -> Iterator[Line]:
+    """Measure a row; that it fails does not keep the others from being measured."""
+    try:
+        yield from row.measure(bench)
+    except (MeasuringError, OSError) as error:
+        bench.sites.keep()
+        last = str(error).strip().splitlines()[-1]
+        yield Line(row.number, row.title, "", [], note=f"could not be measured: {last}")
+
+
+def main(console: Console) -> int:
+    """Measure, show the table, write the file."""
+    options = arguments()
+    for topic in TOPICS:
+        importlib.import_module(f"benchmarks.{topic}")
+    try:
+        rows = registry.select(options.rows)
+    except UnknownRowError as error:
+        console.print(error, style="red", markup=False)
+        return 2
+    about, began = results.machine(), time.perf_counter()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, Sites() as sites:
+        task = progress.add_task("", total=len(rows))
+        bench = Bench(
+            sites, options.rounds, options.seconds,
+            lambda text: progress.update(task, description=text),
+        )  # fmt: skip
+        lines = []
+        for row in rows:
+            for line in measured(row, bench):
+                progress.console.print(str(line), markup=False, highlight=False)
+                lines.append(line)
+            progress.advance(task)
+            took_s = round(time.perf_counter() - began)
+            how = {"rounds": options.rounds, "seconds": options.seconds, "took_s": took_s}
+            results.write(options.out, lines, {**about, **how})
+    console.print(results.table(lines))
+    console.print(f"{took_s} s; every sample is in {options.out}")
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rows", default="", help="such as 3b,4; all: the optional ones, too")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each time")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    screen = Console()
+    sys.exit(main(screen if screen.is_terminal else Console(width=140)))
