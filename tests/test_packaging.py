@@ -21,7 +21,7 @@ else:
 
 ROOT = PACKAGE.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+MODULES = {"grpcio": "grpc", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 """What is imported under another name than it is installed by."""
 OURS = {"raycompose", "raycompose_cli"}
 IN_NOTEBOOKS = {"IPython"}
@@ -56,7 +56,8 @@ def test_what_the_tests_and_examples_import_is_declared() -> None:
     """Installing the extra ``dev`` is enough to run them."""
     extras = PROJECT["project"]["optional-dependencies"].values()
     requirements = [*PROJECT["project"]["dependencies"], *chain.from_iterable(extras)]
-    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    files = {*(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")}
+    files -= {*(ROOT / "tests/benchmarks/peers").rglob("*.py")}  # they have an environment of their own
     beside = {file.stem for file in files} | {file.parent.name for file in files}
     assert imported(files) - beside - NOWHERE <= set(declared(requirements))
 
