@@ -57,7 +57,7 @@ def test_what_the_tests_and_examples_import_is_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"].values()
     requirements = [*PROJECT["project"]["dependencies"], *chain.from_iterable(extras)]
     files = {*(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")}
-    files -= {*(ROOT / "tests/benchmarks/peers").rglob("*.py")}  # they have an environment of their own
+    files -= {*(ROOT / "tests/benchmarks/peers").rglob("*.py")}  # run elsewhere
     beside = {file.stem for file in files} | {file.parent.name for file in files}
     assert imported(files) - beside - NOWHERE <= set(declared(requirements))
 
