@@ -12,7 +12,12 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,notebook]'
 	touch $@
 
-.PHONY: run test test-fast test-pythons fuzz soak chaos coverage bench bench-page profile check clean
+DOCS := $(VENV)/installed-docs
+$(DOCS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
 run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
@@ -31,6 +36,12 @@ test-pythons: ## Run them on the other versions of Python that are installed her
 	  done; \
 	  echo "No Python $$version here."; \
 	done
+
+compat: $(INSTALLED) ## Try the wheel on each Python, with the oldest and the newest of what it needs
+	$(BIN)/python tests/compat/matrix.py $(COMPAT)
+
+dist: $(INSTALLED) ## Build the wheel and the sdist
+	$(BIN)/python -m build
 
 fuzz: $(INSTALLED) ## Send the HTTP edge and the graphs many more random inputs
 	RAYCOMPOSE_FUZZ=1 $(BIN)/pytest tests/test_http_edge.py tests/test_decoding.py tests/test_properties.py
@@ -62,5 +73,8 @@ check: $(INSTALLED) ## Lint, format, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(DOCS) ## Build the documentation into site/, to be read without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	rm -rf .venv .venv-* .compat build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

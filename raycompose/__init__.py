@@ -1,5 +1,7 @@
 """Composition for Ray Serve: deployments, functions and tasks as one pipeline."""
 
+from typing import TYPE_CHECKING
+
 from raycompose.client.client import Client, connect, run
 from raycompose.client.local import local
 from raycompose.compose.applications import app
@@ -47,11 +49,21 @@ from raycompose.graph.limits import Hedge, Retry
 from raycompose.http import fastapi as fastapi  # rc.fastapi.install(api)
 from raycompose.show import install as _show
 
-__version__ = "0.1.0"
-
 install()
 _show()
 del install, _show
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # only for who asks
+
+        return version(__name__)
+
 
 __all__ = [
     "Client",

@@ -8,6 +8,7 @@ RayComposeError
 ├── NoMatchError        ``rc.switch`` found no branch for a value
 ├── LoopError           ``rc.loop`` ran as often as it may, and its predicate never held
 ├── StageError          stands for a stage's own exception that cannot be sent between processes
+│   └── LostAnswerError       and of which not even the text arrived
 └── HTTPError           raised by users, in any stage, to answer with an HTTP status
 """
 
@@ -74,7 +75,7 @@ class StageTimeoutError(RayComposeError, TimeoutError):
     """A stage ran past its ``timeout_s`` and was cancelled. HTTP 504.
 
     Args:
-        stage: The name of the stage, as ``rc.failed_stage`` gives it.
+        stage: The name of the stage, as ``rc.failed_stage`` returns it.
         timeout_s: The limit that passed, in seconds.
     """
 
@@ -159,6 +160,20 @@ class StageError(RayComposeError):
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message} (the exception itself cannot be pickled)"
+
+
+class LostAnswerError(StageError):
+    """Stands for what a stage answered by gRPC and Ray Serve could not pickle: an exception.
+
+    Args:
+        said: What gRPC said of it.
+    """
+
+    def __init__(self, said: str) -> None:
+        super().__init__("Exception", f"{said}; the log of the stage's replica has its traceback")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reborn, (type(self), self.args, self.__dict__)
 
 
 class HTTPError(RayComposeError, HTTPException):

@@ -631,7 +631,7 @@ def test_stream_true_says_what_the_items_are() -> None:
     """``stream=True`` before a stage annotated with the item's type is no misfit."""
     app = rc.pipeline(rc.stage(iterator_of, stream=True), one_more)
     assert list(rc.local(app).stream(3)) == [1, 2, 3]
-    with pytest.raises(rc.CompositionError, match="gives int"):
+    with pytest.raises(rc.CompositionError, match="yields int"):
         rc.pipeline(rc.stage(iterator_of, stream=True), of(str))
 
 

@@ -57,6 +57,8 @@ from raycompose._serve.handles import (
     object_ref_gen,
     options_of,
     ready,
+    route_on_this_loop,
+    size,
 )
 from raycompose._serve.hosting import Replica, asgi_of, end_batches, hosted_definition
 from raycompose._serve.replica import (
@@ -75,6 +77,13 @@ from raycompose._serve.requests import (
     request_context,
 )
 from raycompose._serve.tasks import MethodOfActor, actor_class_name, method_of_actor, task_function
+from raycompose._serve.transport import (
+    is_too_large,
+    lost_answer,
+    receive_any_size,
+    receives_any_size,
+    sent_error,
+)
 
 # Ray pickles what scripts and notebooks define by value, with cloudpickle, which copies the
 # sentinel dataclasses.MISSING as it did others (cloudpipe/cloudpickle#513): pydantic then refuses
@@ -126,7 +135,9 @@ __all__ = [
     "is_hosted",
     "is_own_deployment",
     "is_refusal_of",
+    "is_too_large",
     "jsonable",
+    "lost_answer",
     "method_of_actor",
     "methods_of",
     "object_ref",
@@ -136,14 +147,19 @@ __all__ = [
     "own_user_config",
     "rank",
     "ready",
+    "receive_any_size",
     "receive_request",
+    "receives_any_size",
     "replaced",
     "request_context",
+    "route_on_this_loop",
     "routes_of",
     "running",
+    "sent_error",
     "setting",
     "settings_in_force",
     "show_worker_logs",
+    "size",
     "task_function",
     "text_of_unsendable",
     "unwrap",

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import ray
+from ray.experimental import get_local_object_locations
 from ray.serve._private.local_testing_mode import LocalReplicaResult, LocalRouter
 from ray.serve._private.router import SingletonThreadRouter
 from ray.serve._private.utils import GENERATOR_COMPOSITION_NOT_SUPPORTED_ERROR
@@ -144,24 +145,28 @@ async def assigned(response: Any) -> None:
     (about one in a thousand on a busy machine, seen in 2.60).
     """
     future = response._replica_result_future
-    if response._is_router_running_in_separate_loop and not future.done():
-        response._replica_result = await asyncio.shield(asyncio.wrap_future(future))
+    if not future.done():
+        elsewhere = response._is_router_running_in_separate_loop
+        waiting = asyncio.wrap_future(future) if elsewhere else future
+        response._replica_result = await asyncio.shield(waiting)
 
 
 def cancel(response: Any) -> None:
     """Cancel a call, wherever it is on its way."""
     future, loop = response._replica_result_future, SingletonThreadRouter._asyncio_loop
-    if future.done() or loop is None or not response._is_router_running_in_separate_loop:
-        response.cancel()
-        return
     response._cancelled = True
     future.add_done_callback(_cancel_result)
-    # In a callback of the router's own loop: between the two with which a task of that loop hands
-    # its result over, the result would be lost.
-    loop.call_soon_threadsafe(loop.call_soon, future.cancel)
+    if future.done():
+        return
+    if response._is_router_running_in_separate_loop and loop is not None:
+        # In a callback of the router's own loop: between the two with which a task of that loop
+        # hands its result over, the result would be lost.
+        loop.call_soon_threadsafe(loop.call_soon, future.cancel)
+    else:
+        future.cancel()
 
 
-def _cancel_result(assignment: "concurrent.futures.Future[Any]") -> None:
+def _cancel_result(assignment: Any) -> None:
     if not assignment.cancelled() and assignment.exception() is None:
         assignment.result().cancel()
 
@@ -181,6 +186,15 @@ async def ready(ref: Any) -> None:
     await ref._ready()
 
 
+def size(ref: Any) -> int:
+    """Return the size in bytes of the result of an ``ObjectRef`` of this process's, once ready.
+
+    0 of one so small that Ray keeps it in this process, as it does most errors.
+    """
+    found = get_local_object_locations([ref]).get(ref, {})
+    return (found.get("object_size") or 0) if found.get("node_ids") else 0
+
+
 async def _converted(response: Any, convert: Callable[[], Any]) -> Any:
     if not response.by_reference:
         return None
@@ -191,6 +205,16 @@ async def _converted(response: Any, convert: Callable[[], Any]) -> Any:
         if "local testing mode" in str(error):
             return None
         raise
+
+
+def route_on_this_loop(handle: Any) -> None:
+    """Have a handle that nobody has called yet find replicas on the running loop.
+
+    By default Ray Serve's routers have a thread of their own, and each call crosses to it twice.
+    Ray's documented switch for a whole process is ``RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0``.
+    """
+    if not handle.is_initialized:
+        handle._init(_run_router_in_separate_loop=False)
 
 
 def by_reference(handle: Any) -> Any:

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from typing_extensions import Self
 
 from raycompose import _serve
 from raycompose.client import cluster
@@ -79,7 +80,7 @@ class Client(ABC):
         return await concurrency.result_of(concurrency.submit(self._call(args, kwargs, timeout_s)))
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Call a pipeline that streams and give its items as they come.
+        """Call a pipeline that streams and yield its items as they come.
 
         Leaving the loop early cancels the call.
         """
@@ -95,7 +96,7 @@ class Client(ABC):
             concurrency.finish(items.aclose(), None)
 
     async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Call a pipeline that streams and give its items as they come; see ``stream``."""
+        """Call a pipeline that streams and yield its items as they come; see ``stream``."""
         items = Pulls(self._stream(args, kwargs))
         try:
             while True:
@@ -151,7 +152,7 @@ class Client(ABC):
     def _once(self, value: Any) -> Coroutine[Any, Any, Any]:
         return self._call((value,), {})
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

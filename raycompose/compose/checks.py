@@ -25,20 +25,21 @@ def check_fit(before: Sequence, after: Node) -> None:
         if taker.signature.takes == "stream" and before.exits and not before.streams:
             raise CompositionError(
                 f"stage {taker.label!r} takes a stream, but {before.exits[0].label!r} does not "
-                "give one: yield the items in it, or take the value instead"
+                "return one: yield the items in it, or take the value instead"
             )
         if taker.signature.takes == "stream" and not after.takes_stream:
             raise CompositionError(
-                f"stage {taker.label!r} takes a stream whole, but {after.label!r} gives its "
-                "branches the items one by one: take the item, or put the stage behind it"
+                f"stage {taker.label!r} takes a stream whole, but {after.label!r} passes "
+                "items to its branches one by one: take the item, or put the stage behind it"
             )
         if taker.signature.takes == "request" or taker.takes_stream:
             continue
         for giver in before.exits:
             given, wanted = giver.signature.returns, taker.signature.accepts
             if not fits(given, wanted):
+                verb = "yields" if giver.signature.streams else "returns"
                 raise CompositionError(
-                    f"{giver.label!r} gives {type_name(given)}, but {taker.label!r} takes "
+                    f"{giver.label!r} {verb} {type_name(given)}, but {taker.label!r} takes "
                     f"{type_name(wanted)}: put a stage between them that converts one into the "
                     "other, or correct the annotation"
                 )

@@ -16,7 +16,7 @@ from raycompose.graph.limits import is_count, is_duration, is_number
 def switch(on: Any, cases: Mapping[Any, Any], default: Any = None) -> Pipeline[Any, Any]:
     """Return the pipeline that runs the one target whose key the value has.
 
-    ``rc.switch(on, cases)`` called with ``x`` gives ``cases[on(x)](x)``.
+    ``rc.switch(on, cases)`` called with ``x`` returns ``cases[on(x)](x)``.
 
     Args:
         on: A function or an ``async def`` of the value, run on the event loop, so it must be
@@ -85,7 +85,7 @@ def split(*shares: tuple[Any, float], key: Any = None) -> Pipeline[Any, Any]:
 def fallback(
     *targets: Any, on: type[Exception] | tuple[type[Exception], ...] = Exception
 ) -> Pipeline[Any, Any]:
-    """Return the pipeline that gives the result of the first target that succeeds.
+    """Return the pipeline that returns the result of the first target that succeeds.
 
     When all fail the first error is raised, with the others in its notes. An error that is the
     client's fault (4xx) is raised at once. A stream is settled once its first item is there.
@@ -108,7 +108,7 @@ def fallback(
 def optional(
     target: Any, default: Any = None, timeout_s: float | None = None
 ) -> Pipeline[Any, Any]:
-    """Return the pipeline that gives ``target``'s result, or a default when that fails or is late.
+    """Return the pipeline that returns ``target``'s result, or a default if it fails or is late.
 
     An error that is the client's fault (4xx) is raised. Each default is logged, and counted in
     ``raycompose_optional_defaults``.
@@ -131,7 +131,7 @@ def optional(
 
 
 def race(*targets: Any, need: int = 1) -> Pipeline[Any, Any]:
-    """Return the pipeline that runs all targets at once and gives the first result.
+    """Return the pipeline that runs all targets at once and returns the first result.
 
     The calls that are not needed any more are cancelled, in their replicas too. When too many fail
     the first error is raised, with the others in its notes; a client's error (4xx) at once.

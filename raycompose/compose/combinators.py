@@ -21,10 +21,10 @@ passthrough: Pipeline[Any, Any] = Pipeline(Passthrough())
 
 
 def parallel(*targets: Any, **named: Any) -> Pipeline[Any, Any]:
-    """Return the pipeline that gives the same input to all targets at once.
+    """Return the pipeline that sends the same input to all targets at once.
 
-    ``rc.parallel(f, g)`` called with ``x`` gives ``(f(x), g(x))``; ``rc.parallel(a=f, b=g)``
-    gives ``{"a": f(x), "b": g(x)}``. The first failure cancels the others and is raised.
+    ``rc.parallel(f, g)`` called with ``x`` returns ``(f(x), g(x))``; ``rc.parallel(a=f, b=g)``
+    returns ``{"a": f(x), "b": g(x)}``. The first failure cancels the others and is raised.
 
     Args:
         targets: What ``rc.stage`` takes; the result is a tuple in this order.
@@ -44,7 +44,7 @@ def parallel(*targets: Any, **named: Any) -> Pipeline[Any, Any]:
 def shadow(target: Any, percent: float = 100, max_in_flight: int = 16) -> Pipeline[Any, Any]:
     """Return the pipeline that passes its input on and mirrors a share of it to ``target``.
 
-    ``rc.shadow(f)`` called with ``x`` gives ``x``, while ``f(x)`` runs beside it: its latency,
+    ``rc.shadow(f)`` called with ``x`` returns ``x``, while ``f(x)`` runs beside it: its latency,
     result and failure change nothing.
 
     Args:
@@ -67,7 +67,7 @@ def each(
 ) -> Pipeline[Any, Any]:
     """Return the pipeline that applies ``target`` to every item of a list, concurrently.
 
-    ``rc.each(f)`` called with ``xs`` gives ``[f(x) for x in xs]``, in order.
+    ``rc.each(f)`` called with ``xs`` returns ``[f(x) for x in xs]``, in order.
 
     Args:
         target: What ``rc.stage`` takes.
@@ -92,9 +92,9 @@ collect: Pipeline[Any, Any] = Pipeline(Stage("collect", Inline(_collect), descri
 
 
 def assign(**targets: Any) -> Pipeline[Any, Any]:
-    """Return the pipeline that gives its input, a mapping, with each target's result added.
+    """Return the pipeline that returns its input, a mapping, with each target's result added.
 
-    ``rc.assign(n=f)`` called with ``x`` gives ``{**x, "n": f(x)}``. All run at once; the first
+    ``rc.assign(n=f)`` called with ``x`` returns ``{**x, "n": f(x)}``. All run at once; the first
     failure cancels the others and is raised.
 
     Args:
@@ -113,7 +113,7 @@ def assign(**targets: Any) -> Pipeline[Any, Any]:
 def pick(*keys: Any) -> Pipeline[Any, Any]:
     """Return the pipeline that takes values out of a mapping.
 
-    ``rc.pick("a")`` called with ``x`` gives ``x["a"]``; ``rc.pick("a", "b")`` gives
+    ``rc.pick("a")`` called with ``x`` returns ``x["a"]``; ``rc.pick("a", "b")`` returns
     ``{"a": x["a"], "b": x["b"]}``.
 
     Args:
@@ -130,7 +130,7 @@ def pick(*keys: Any) -> Pipeline[Any, Any]:
 def loop(body: Any, until: Any, max_iterations: int = 8) -> Pipeline[Any, Any]:
     """Return the pipeline that runs ``body`` on its own result until a predicate holds of it.
 
-    ``rc.loop(f, until=done)`` called with ``x`` gives the first of ``f(x)``, ``f(f(x))``, ... for
+    ``rc.loop(f, until=done)`` called with ``x`` returns the first of ``f(x)``, ``f(f(x))``, ... for
     which ``done`` holds.
 
     Args:

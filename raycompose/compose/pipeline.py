@@ -202,7 +202,7 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]: ...
 def pipeline(*targets: Any) -> Pipeline[Any, Any]:
     """Return the targets composed one after the other.
 
-    ``rc.pipeline(f, g, h)`` called with ``x`` gives ``h(g(f(x)))``. In plain Ray Serve::
+    ``rc.pipeline(f, g, h)`` called with ``x`` returns ``h(g(f(x)))``. In plain Ray Serve:
 
         class Ingress:
             def __init__(self, f, g): self.f, self.g = f, g
@@ -290,8 +290,8 @@ def stage(
         stream: Whether the stage is a generator; by default as the method is written.
         timeout_s: A deadline in seconds, over all attempts. Past it the call is cancelled.
         retry: A number of attempts, or an ``rc.Retry``.
-        affinity: A function of the value, or a key of it, that gives the session id of the stage's
-            calls, a ``str`` or a number, for Ray Serve's session-aware routers
+        affinity: A function of the value, or a key of it, for the session id of the stage's calls,
+            a ``str`` or a number, for Ray Serve's session-aware routers
             (``ConsistentHashRouter``); by default the request's own (``x-session-id``).
         hedge: An ``rc.Hedge``: a second call when the first is slow; the loser is cancelled.
 

@@ -49,7 +49,7 @@ class ObjectRefResponse(Generic[T]):
 async def by_ref(structure: Any) -> Any:
     """Return the same structure with every ``DeploymentResponse`` in it as an ``ObjectRef``.
 
-    Gives back what Ray Serve removed, responses inside containers: ``handle.remote([response])``
+    Restores what Ray Serve removed, responses inside containers: ``handle.remote([response])``
     raises, ``handle.remote(await rc.by_ref([response]))`` works, and the callee starts before the
     response is there. In plain Ray Serve: ``[await response._to_object_ref()]``, which raises on
     the gRPC transport and in local testing mode.
@@ -70,7 +70,8 @@ async def by_ref(structure: Any) -> Any:
 async def resolve(structure: Any) -> Any:
     """Return the same structure with the value of every reference or response in it.
 
-    Fetches concurrently. In plain Ray: ``await asyncio.gather(*refs)``, by hand for the structure.
+    Fetches concurrently. In plain Ray: ``await asyncio.gather(*refs)``, and code of your own for
+    the structure.
 
     Args:
         structure: As for ``by_ref``, with ``ObjectRef``s, ``rc.Ref``s and responses in it.
@@ -86,12 +87,12 @@ async def resolve(structure: Any) -> Any:
 async def to_object_ref(response: Any) -> Any:
     """Return the ``ObjectRef`` of a response: for a Ray task or actor, say.
 
-    Stands on ``DeploymentResponse._to_object_ref``, and works on the gRPC transport as well. Where
+    Uses ``DeploymentResponse._to_object_ref``, and works on the gRPC transport as well. Where
     no Ray runs (``rc.local``) it is a ``Ref``, which ``rc.resolve`` takes; ``task.remote(...)`` of
     it would start one: compose the task instead, ``app.then(task)``.
 
     Args:
-        response: A ``DeploymentResponse``, or what ``from_object_ref`` gives.
+        response: A ``DeploymentResponse``, or what ``from_object_ref`` returns.
 
     Raises:
         TypeError: It is neither.
@@ -106,9 +107,9 @@ async def to_object_ref(response: Any) -> Any:
 
 
 async def to_object_ref_gen(response: Any) -> Any:
-    """Return the ``ObjectRefGenerator`` of a streaming response, which gives an ``ObjectRef`` each.
+    """Return the ``ObjectRefGenerator`` of a streaming response, which yields ``ObjectRef``s.
 
-    Stands on ``DeploymentResponseGenerator._to_object_ref_gen``. On the gRPC transport and in
+    Uses ``DeploymentResponseGenerator._to_object_ref_gen``. On the gRPC transport and in
     local testing mode, which have none, an object with the same two ways to iterate.
 
     Args:

@@ -106,8 +106,13 @@ class Request(starlette.requests.Request):
         except (MultiPartException, FormParserError) as error:
             raise HTTPError(400, f"malformed form: {error}") from None
 
+    @property
+    def sent(self) -> tuple[dict[str, Any], bytes, Any]:
+        """What of the request travels: its scope, its body, and the body's value if it has one."""
+        return dict(self.scope), self._body, self.__dict__.get("_value", _ABSENT)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (dict(self.scope), self._body, self.__dict__.get("_value", _ABSENT))
+        return _rebuild, self.sent
 
 
 def settled(result: Any, args: tuple[Any, ...]) -> Any:

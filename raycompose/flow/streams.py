@@ -30,7 +30,7 @@ class Stream(Generic[T]):
     call to make, so the replica that iterates it pulls from the one that produces.
 
     Args:
-        source: Called once, without arguments, to begin; gives the items.
+        source: Called once, without arguments, to begin; yields the items.
         portable: Whether the source may be called in another replica.
     """
 

@@ -85,7 +85,7 @@ class Optional(Branching):
             if is_client_error(error):
                 raise
             why = repr(error)
-        logger.warning("request %s: %r gives its default: %s", ctx.request_id, self.name, why)
+        logger.warning("request %s: %r returns its default: %s", ctx.request_id, self.name, why)
         metrics.count("optional_defaults", ctx.pipeline, self.name)
         ctx.timings_s.setdefault(f"{self.name}.default", 0.0)  # seen in Server-Timing
         return self.default

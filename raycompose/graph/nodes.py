@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
+from ray import ObjectRef
+
 from raycompose.flow import concurrency
 from raycompose.flow.arguments import Arguments
 from raycompose.flow.deadlines import HEADER, note_interrupted, remaining_s
@@ -154,20 +156,30 @@ class Stage(Node):
     target: Target
     signature: Signature
 
-    async def run(self, value: Any, ctx: Context) -> Any:
-        """Call the target with ``value``, in the way that its signature asks for."""
+    async def run(self, value: Any, ctx: Context, *, leave: bool = False) -> Any:
+        """Call the target with ``value``, in the way that its signature asks for.
+
+        Args:
+            value: The input.
+            ctx: The request's.
+            leave: Whether a ``Ref`` will do for a result that is better not fetched.
+        """
         if self.signature.streams:
             args, kwargs = await self._prepared(value, ctx)
             return Stream(partial(self._items, args, kwargs, ctx), portable=self.target.portable)
+        target = self.target
         with ctx.at(self.name):
             try:
                 args, kwargs = await self._arguments(value, ctx)
-                return settled(await self.target.call(args, kwargs, ctx), args)
+                result = await (target.leave if leave else target.call)(args, kwargs, ctx)
             except Exception:
                 # The failure of an upstream that it was given by reference is the upstream's.
                 if isinstance(value, Ref) and (cause := await value.failed()) is not None:
                     raise cause from None
                 raise
+        if leave and isinstance(result, ObjectRef):
+            return Ref(result, self.name, value if isinstance(value, Ref) else None)
+        return settled(result, args)
 
     async def refer(self, value: Any, ctx: Context) -> Any:
         """Start the target and give a ``Ref`` to its result, or a ``Stream``, without waiting."""

@@ -23,20 +23,24 @@ class Sequence(Node):
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the steps in order, each on the result of the one before."""
-        for step, takes_stream, before_reference, before_itself in self._plan:
+        for step, takes_stream, before_reference, before_itself, leaves in self._plan:
             if not takes_stream and isinstance(value, Stream):
                 value = value.map(partial(step.run_item, ctx=ctx), portable=step.portable)
             elif before_reference:
                 value = await step.refer(value, ctx)
                 if before_itself and isinstance(value, Ref):
                     await value.done()
+            elif leaves is not None:
+                value = await leaves.run(value, ctx, leave=True)
             else:
                 value = await step.run(value, ctx)
         return value
 
     @cached_property
-    def _plan(self) -> tuple[tuple[Node, bool, bool, bool], ...]:
+    def _plan(self) -> tuple[tuple[Node, bool, bool, bool, Stage | None], ...]:
         """Each step, whether it takes a stream, is referred to, and to the end before the next.
+
+        Last the step again, if it may leave its result where it is.
 
         A step that holds a place of its deployment while it waits for another call of the same
         deployment, which waits for a place, would wait for ever.
@@ -47,14 +51,15 @@ class Sequence(Node):
             if after is not None and _travels_by_reference(step, after):
                 before_reference = True
                 before_itself = not deployments(step).isdisjoint(deployments(after))
-            plan.append((step, step.takes_stream, before_reference, before_itself))
+            leaves = _leaves(step, after)
+            plan.append((step, step.takes_stream, before_reference, before_itself, leaves))
         return tuple(plan)
 
     @cached_property
     def starts_beside(self) -> bool:
         """Whether a step is given a reference, or starts something itself."""
         return (
-            any(before_reference for _, _, before_reference, _ in self._plan)
+            any(before_reference for _, _, before_reference, *_ in self._plan)
             or super().starts_beside
         )
 
@@ -107,6 +112,14 @@ class Sequence(Node):
     def takes_reference(self) -> bool:
         """Whether the first step does."""
         return self.steps[0].takes_reference
+
+
+def _leaves(before: Node, after: Node | None) -> Stage | None:
+    """The first of two steps, if what follows has Ray fetch its input where it runs."""
+    if not (isinstance(before, Stage) and isinstance(after, Stage)) or before.streams:
+        return None
+    fetched = after.target.remote and after.signature.takes == "value" and not after.streams
+    return before if fetched and before.target.remote else None
 
 
 def _travels_by_reference(before: Node, after: Node) -> bool:

@@ -1,7 +1,7 @@
 """What a stage runs, behind one calling convention: that is all the engines differ in."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,20 +15,23 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from raycompose import _serve
-from raycompose.errors import RayComposeError
+from raycompose.errors import LostAnswerError, RayComposeError
 from raycompose.flow.concurrency import run_ahead
 from raycompose.flow.failures import users_error
-from raycompose.flow.references import Ref
+from raycompose.flow.unpickling import unpickled_error
+from raycompose.flow.weights import HEAVY_BYTES
 from raycompose.graph.calling import (
     Args,
     Kwargs,
     call_function,
     iterate_function,
+    raise_stray_signal,
     refuse_generator,
 )
 from raycompose.graph.context import Context
 from raycompose.graph.hosting import Host, HostedDeployment, Place
 from raycompose.graph.signatures import is_async
+from raycompose.graph.transport import Transport, Way
 
 _END = object()
 _AHEAD = 128
@@ -63,6 +66,13 @@ class Target:
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         """Call it and give an ``ObjectRef`` or a future of its result at once."""
         raise NotImplementedError
+
+    async def leave(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        """Call it and wait until it has ended; give its result, or the ``ObjectRef`` of it.
+
+        For a caller that only hands it on, to what Ray fetches it for.
+        """
+        return await self.call(args, kwargs, ctx)
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,9 @@ class Deployed(Target):
             )
         if _serve.in_replica() and not isinstance(handle, _serve.HandleHere):
             # A stream brings its handle along with every request, and each would get a router.
-            handle = _handles.setdefault((handle.app_name, handle.deployment_name), handle)
+            handle = _shared.setdefault((handle.app_name, handle.deployment_name), handle)
+            if _serve.receives_any_size():  # this is the pipeline's own replica
+                _serve.route_on_this_loop(handle)
         return handle.options(method_name=self.method)
 
     @cached_property
@@ -113,18 +125,52 @@ class Deployed(Target):
         return _serve.by_grpc(streaming) if _serve.is_own_deployment(streaming) else streaming
 
     @cached_property
-    def _by_reference(self) -> Any:
-        # gRPC has no ObjectRefs: pickled into a message, Ray would pin what they refer to for ever.
-        return _serve.by_reference(self._handle)
+    def _handles(self) -> Mapping[Way, Any]:
+        return {
+            "default": self._handle,
+            "by reference": _serve.by_reference(self._handle),
+            "by grpc": _serve.by_grpc(self._handle),
+        }
+
+    @cached_property
+    def _key(self) -> str:
+        return repr((self.deployment, self.method))
+
+    def _remote(self, way: Way, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        return _routed(self._handles[way], ctx).remote(*args, **kwargs)
 
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        handle = self._by_reference if _carries_reference(args) else self._handle
-        return await result_of(_routed(handle, ctx).remote(*args, **kwargs))
+        transport = ctx.engine.state(self._key, Transport)
+        response = self._remote(transport.way(args, kwargs), args, kwargs, ctx)
+        try:
+            result = await result_of(response)
+        except LostAnswerError:
+            transport.distrust()
+            raise
+        except Exception as error:
+            if not _serve.is_too_large(error):
+                raise
+            result = await result_of(self._remote("by reference", args, kwargs, ctx))
+        transport.learn(result)
+        return result
+
+    @override
+    async def leave(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+        transport = ctx.engine.state(self._key, Transport)
+        if not transport.is_heavy:
+            return await self.call(args, kwargs, ctx)
+        response = self._remote("by reference", args, kwargs, ctx)
+        ref = await ended(response)
+        if _serve.size(ref) >= HEAVY_BYTES:
+            return ref
+        result = await result_of(response)  # small for once, or an error
+        transport.learn(result)
+        return result
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        response = _routed(self._by_reference, ctx).remote(*args, **kwargs)
+        response = self._remote("by reference", args, kwargs, ctx)
         ctx.on_failure(partial(_serve.cancel, response))
         ref = await _serve.object_ref(response)
         return ctx.start(result_of(response)) if ref is None else ref
@@ -137,20 +183,46 @@ class Deployed(Target):
                 yield item
 
 
-_handles: dict[tuple[str, str], Any] = {}
+_shared: dict[tuple[str, str], Any] = {}
 """This replica's handle of each deployment that it calls, by application and name."""
 
 
 async def result_of(response: Any) -> Any:
-    """Await a ``DeploymentResponse``: cancelled with the wait, and with the user's own errors."""
+    """Await a ``DeploymentResponse``: cancelled with the wait, and with the user's own errors.
+
+    Raises:
+        LostAnswerError: The callee's answer could not be sent by gRPC.
+    """
     try:
         await _serve.assigned(response)
         return await response
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as signal:
+        if await _serve.sent_error(response) is not None:
+            raise_stray_signal(signal)  # the stage's own
         _serve.cancel(response)  # cancelling an await does not cancel the remote call
         raise
     except RayError as error:
         raise users_error(error) from error
+    except Exception as error:
+        if (lost := _serve.lost_answer(error, response)) is not None:
+            raise (lost if isinstance(lost, Exception) else LostAnswerError(lost)) from error
+        if (sent := await _serve.sent_error(response)) is not None:
+            raise users_error(unpickled_error(sent)) from None
+        raise
+
+
+async def ended(response: Any) -> "ObjectRef[Any]":
+    """Wait until a call by reference has ended, however it did, and return its ``ObjectRef``."""
+    try:
+        await _serve.assigned(response)
+        ref: ObjectRef[Any] = await _serve.object_ref(response)
+        await _serve.ready(ref)
+    except asyncio.CancelledError:
+        _serve.cancel(response)
+        raise
+    except RayError as error:
+        raise users_error(error) from error
+    return ref
 
 
 async def items_of(response: Any) -> AsyncGenerator[Any, None]:
@@ -163,13 +235,6 @@ async def items_of(response: Any) -> AsyncGenerator[Any, None]:
         raise users_error(error) from error
     finally:
         _serve.cancel(response)
-
-
-def _carries_reference(args: Args) -> bool:
-    first = args[0] if args else None
-    if isinstance(first, list) and len(first) == 1:
-        first = first[0]
-    return isinstance(first, ObjectRef | Ref)
 
 
 def _routed(handle: Any, ctx: Context) -> Any:

@@ -26,9 +26,9 @@ def install(app: Any) -> None:
     A time-out is 504, a lost replica 503, back-pressure 503 with ``Retry-After``, and every other
     error of a stage has its status, as problem details (RFC 9457) with the stage and the request
     id. So has what no handler of the app's own takes; a route's own ``HTTPException`` stays
-    FastAPI's. ``Server-Timing`` gives the embedded pipelines' stages, and the request's header
+    FastAPI's. ``Server-Timing`` has the embedded pipelines' stages, and the request's header
     ``x-request-timeout-seconds`` is their deadline. Call it before
-    ``@serve.ingress(app)``, which copies the app::
+    ``@serve.ingress(app)``, which copies the app:
 
         api = FastAPI()
         rc.fastapi.install(api)

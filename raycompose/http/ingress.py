@@ -68,6 +68,8 @@ class Ingress:
         self._exits = tuple(stage.name for stage in root.exits)
         self._is_hosted = _serve.is_hosted()
         self._in_replica = _serve.in_replica() and not self._is_hosted
+        if _serve.in_replica():
+            _serve.receive_any_size()
         self._graph = open_graph(root, _serve.own_user_config())
         await self._graph.start()
 
@@ -218,7 +220,7 @@ embedded_deadline: ContextVar[Deadline | None] = ContextVar(
 class Embedded(Generic[In, Out]):
     """A pipeline as a callable inside your own deployment, made by ``app.embed()``.
 
-    ``await embedded(x)`` gives the result; ``async for item in embedded.stream(x)`` the items of
+    ``await embedded(x)`` returns the result; ``async for item in embedded.stream(x)`` the items of
     a pipeline that streams. Fused stages are constructed at the first call, or by
     ``await embedded.start()``.
 
@@ -269,7 +271,7 @@ class Embedded(Generic[In, Out]):
         return result
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Run the pipeline and give its items as they come."""
+        """Run the pipeline and yield its items as they come."""
         if not self._root.streams:
             raise TypeError("this pipeline does not stream: call it instead")
         ctx = _embedded_context(self._graph)

@@ -1,12 +1,9 @@
-"""The package's modules and rooms, read from its folder."""
+"""The package's modules and rooms, read from the sources beside the tests."""
 
 import pkgutil
 from pathlib import Path
 
-import raycompose
-
-assert raycompose.__file__
-PACKAGE = Path(raycompose.__file__).parent
+PACKAGE = Path(__file__).parents[2] / "raycompose"
 
 
 def modules() -> list[str]:

@@ -15,7 +15,7 @@ def start(
 ) -> "subprocess.Popen[str]":
     """Start a script, which may import ``support``."""
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    paths = [str(TESTS.parent), str(TESTS), inherited.get("PYTHONPATH", "")]
+    paths = [str(TESTS), inherited.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, str(TESTS / "scripts" / name), *map(str, arguments)],
         env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
