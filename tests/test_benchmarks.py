@@ -5,14 +5,17 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import peers
 from benchmarks.load import Sender, closed_loop
 from benchmarks.pages import BEGIN, END, markdown, replaced
+from benchmarks.peers import Peer
 from benchmarks.profiling import Stacks, owner
 from benchmarks.registry import Registry, UnknownRowError
 from benchmarks.results import Line, at_least, at_most, machine, table
@@ -130,6 +133,20 @@ def test_a_failed_request_misses_the_target() -> None:
     line = Line("3", "", "/s", [Sample(9, failed=1)], [Sample(1)], target=at_least(2))
     assert (line.status, line.failed) == ("missed", 1)
     assert Line("3(c)", "", "/s", [], note="no network").status == "not measured"
+
+
+def test_a_peer_that_cannot_be_installed_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a network its rows have the reason, and the others run."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr(peers, "VENV", tmp_path)
+    peer = Peer("litserve", "litserve_api.py")
+    with peer.running() as server:
+        assert server.url == ""
+    assert re.match(r"litserve==\S+ cannot be installed: \S+", server.reason)
+    with pytest.raises(OSError, match="cannot be installed"):
+        peer.measured()
 
 
 def test_the_table_says_what_was_compared() -> None:
