@@ -16,7 +16,7 @@ from benchmarks import peers
 from benchmarks.load import Sender, closed_loop
 from benchmarks.pages import BEGIN, END, markdown, replaced
 from benchmarks.peers import Peer
-from benchmarks.profiling import Stacks, owner
+from benchmarks.profiling import Profile, Stacks, owner, summary
 from benchmarks.registry import Registry, UnknownRowError
 from benchmarks.results import Line, at_least, at_most, machine, table
 from benchmarks.rounds import Bench, best
@@ -227,4 +227,8 @@ def test_a_profile_tells_whose_code_ran(tmp_path: Path) -> None:
     assert stacks.total == 4
     assert stacks.owners() == {"raycompose": 3, "json": 1}
     assert stacks.under("raycompose") == {"run (raycompose/graph/nodes.py)": 3}
+    seen = Profile(Sample(100), stacks, {"front": 0.4, "haproxy": 0.1}, "front")
+    shown = "\n".join(summary("fused", seen))
+    assert "0.400 ms  front" in shown
+    assert "300.0 µs   75.0%  raycompose" in shown
     assert owner("f (/x/lib/site-packages/ray/_raylet.py:1)") == "Ray"
