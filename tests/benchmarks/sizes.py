@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -128,13 +129,13 @@ def crossover(bench: Bench) -> Iterator[Line]:
     ways = (BY_GRPC, BY_REFERENCE, PASSED_ON)
     all_settings: tuple[Settings, ...] = ("defaults", "fast")
     for settings in all_settings:
-        faster = [0]
+        fastest = {}
         for size, line in zip(
             CROSSOVER, compared(bench, "size", settings, CROSSOVER, ways), strict=True
         ):
             yield line
-            if best(line.others, BY_GRPC, BY_REFERENCE) == BY_GRPC:
-                faster.append(size)
-        yield Line("size", f"largest value for which gRPC is faster, {settings}", "KB",
-                   [Sample(max(faster) / 1000)],
+            fastest[size] = best(line.others, *ways)
+        small = list(takewhile(lambda size: fastest[size] == BY_GRPC, CROSSOVER))
+        yield Line("size", f"gRPC is the fastest up to, {settings}", "KB",
+                   [Sample(max(small, default=0) / 1000)],
                    note=f"raycompose changes over at {HEAVY_BYTES // 1000} KB")  # fmt: skip
