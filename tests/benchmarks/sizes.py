@@ -129,13 +129,13 @@ def crossover(bench: Bench) -> Iterator[Line]:
     ways = (BY_GRPC, BY_REFERENCE, PASSED_ON)
     all_settings: tuple[Settings, ...] = ("defaults", "fast")
     for settings in all_settings:
-        fastest = {}
+        lines = []
         for size, line in zip(
             CROSSOVER, compared(bench, "size", settings, CROSSOVER, ways), strict=True
         ):
             yield line
-            fastest[size] = best(line.others, *ways)
-        small = list(takewhile(lambda size: fastest[size] == BY_GRPC, CROSSOVER))
+            lines.append(line)
+        small = list(takewhile(lambda line: line.opponent == BY_GRPC, lines))
         yield Line("size", f"gRPC is the fastest up to, {settings}", "KB",
-                   [Sample(max(small, default=0) / 1000)],
+                   [Sample(CROSSOVER[len(small) - 1] / 1000 if small else 0)],
                    note=f"raycompose changes over at {HEAVY_BYTES // 1000} KB")  # fmt: skip
