@@ -130,9 +130,7 @@ def crossover(bench: Bench) -> Iterator[Line]:
     all_settings: tuple[Settings, ...] = ("defaults", "fast")
     for settings in all_settings:
         lines = []
-        for size, line in zip(
-            CROSSOVER, compared(bench, "size", settings, CROSSOVER, ways), strict=True
-        ):
+        for line in compared(bench, "size", settings, CROSSOVER, ways):
             yield line
             lines.append(line)
         small = list(takewhile(lambda line: line.opponent == BY_GRPC, lines))
