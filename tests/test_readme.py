@@ -45,10 +45,13 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def execute(block: Block, page: Path, namespace: dict[str, Any]) -> None:
-    """Run a Python block, with the page's own line numbers in tracebacks."""
+    """Run a Python block and the tests in it, with the page's own line numbers in tracebacks."""
     code = compile("\n" * block.line + block.text, str(page), "exec")
-    if block.runs:
-        exec(code, namespace)
+    if not block.runs:
+        return
+    exec(code, namespace)
+    for name in re.findall(r"^def (test_\w+)\(\)", block.text, re.MULTILINE):
+        namespace[name]()
 
 
 def curls(console: str) -> Iterator[tuple[str, str]]:
@@ -83,9 +86,11 @@ def _llm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_llm")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_s_code_runs(page: Path) -> None:
+def test_a_page_s_code_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every assertion of a page holds, and its curl lines are answered as it says."""
-    namespace: dict[str, Any] = {"__name__": "page"}
+    module = ModuleType("reviews")  # what the tutorial has its reader save
+    monkeypatch.setitem(sys.modules, "reviews", module)
+    namespace = vars(module)
     for block in blocks(page):
         if block.language == "python":
             execute(block, page, namespace)
