@@ -149,6 +149,13 @@ def test_links_lead_to_files(page: Path) -> None:
     assert not missing
 
 
+def test_the_readme_lists_every_example() -> None:
+    """A file in `examples/` that the README does not link to fails here."""
+    linked = set(re.findall(r"\]\(examples/([\w.]+)\)", README.read_text()))
+    files = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}
+    assert files <= linked
+
+
 def test_the_reference_has_every_public_name() -> None:
     """The pages of the reference show what `raycompose.__all__` exports, each once."""
     pages = "".join(page.read_text() for page in PAGES if page.parent.name == "reference")
