@@ -17,7 +17,7 @@ $(DOCS): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
-.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench profile check docs clean
+.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
 run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
@@ -61,6 +61,9 @@ coverage: $(INSTALLED) ## Run the tests and measure what they cover, in replicas
 
 bench: $(INSTALLED) ## Measure, as ratios: ROW=3 or ROW=3b,4 (ROW=all: what takes longer, too), OUT=file
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --rows "$(ROW)" --out "$(OUT)"
+
+bench-page: $(INSTALLED) ## Put the table of docs/benchmarks.json into the documentation
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.pages docs/benchmarks.json docs/how-to/speed.md
 
 profile: $(INSTALLED) ## Say where a request's time goes, in build/profile.txt
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.profiling

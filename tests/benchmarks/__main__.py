@@ -2,9 +2,10 @@
 
 import argparse
 import importlib
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +20,8 @@ from benchmarks.sites import MeasuringError, Sites
 TOPICS = ("distributed", "fused", "sizes", "streams", "references", "executor", "bodies",
           "imports", "scaling", "fronts")  # fmt: skip
 """The modules that register rows, which run in this order."""
+_BUSY = 0.7
+"""The load above which something else runs."""
 
 
 def measured(row: Row, bench: Bench) -> Iterator[Line]:
@@ -31,6 +34,31 @@ def measured(row: Row, bench: Bench) -> Iterator[Line]:
         yield Line(row.number, row.title, "", [], note=f"could not be measured: {last}")
 
 
+def measure(rows: Sequence[Row], options: argparse.Namespace, console: Console) -> list[Line]:
+    """Measure the rows in turn, and write the file after each; Ctrl-C ends after the last line."""
+    about, lines, row_s = results.machine(), list[Line](), dict[str, int]()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, Sites() as sites:
+        task = progress.add_task("", total=len(rows))
+        bench = Bench(
+            sites, options.rounds, options.seconds,
+            lambda text: progress.update(task, description=text),
+        )  # fmt: skip
+        for row in rows:
+            began = time.perf_counter()
+            try:
+                for line in measured(row, bench):
+                    progress.console.print(str(line), markup=False, highlight=False)
+                    lines.append(line)
+            except KeyboardInterrupt:
+                break
+            row_s[row.number] = round(time.perf_counter() - began)
+            progress.advance(task)
+            how = {"rounds": options.rounds, "seconds": options.seconds, "row_s": row_s}
+            results.write(options.out, lines, {**about, **how})
+    return lines
+
+
 def main(console: Console) -> int:
     """Measure, show the table, write the file."""
     options = arguments()
@@ -41,25 +69,17 @@ def main(console: Console) -> int:
     except UnknownRowError as error:
         console.print(error, style="red", markup=False)
         return 2
-    about, began = results.machine(), time.perf_counter()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress, Sites() as sites:
-        task = progress.add_task("", total=len(rows))
-        bench = Bench(
-            sites, options.rounds, options.seconds,
-            lambda text: progress.update(task, description=text),
-        )  # fmt: skip
-        lines = []
-        for row in rows:
-            for line in measured(row, bench):
-                progress.console.print(str(line), markup=False, highlight=False)
-                lines.append(line)
-            progress.advance(task)
-            took_s = round(time.perf_counter() - began)
-            how = {"rounds": options.rounds, "seconds": options.seconds, "took_s": took_s}
-            results.write(options.out, lines, {**about, **how})
-    console.print(results.table(lines))
-    console.print(f"{took_s} s; every sample is in {options.out}")
+    if (busy := os.getloadavg()[0]) > _BUSY:
+        console.print(f"The machine is busy (load average {busy:.1f}), so expect a wide spread.")
+    began = time.perf_counter()
+    lines = measure(rows, options, console)
+    console.print(results.table(sorted(lines, key=lambda line: results.position(line.row))))
+    if left := ", ".join(row.number for row in registry.rows.values() if row not in rows):
+        console.print(
+            f"Not selected: {left}. ROW=all runs everything, which takes about 25 minutes.",
+            highlight=False,
+        )
+    console.print(f"{time.perf_counter() - began:.0f} s; every sample is in {options.out}")
     return 0
 
 
@@ -69,7 +89,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default="", help="such as 3b,4; all: the optional ones, too")
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each time")
+    parser.add_argument("--seconds", type=float, default=1.5, help="how long each time")
     return parser.parse_args()
 
 

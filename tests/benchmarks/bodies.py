@@ -20,7 +20,7 @@ _RECORD = {"id": 12345, "name": "a name", "score": 0.123456, "tags": ["a", "b"],
 BODIES = {
     "a JSON text of 448 kB": json.dumps("a line of text, " * 28 * KB).encode(),
     "an array of objects, 448 kB": json.dumps([_RECORD] * (448 * KB // 93)).encode(),
-    "1 MB of digits, which is no number that Python takes": b"1" * (1000 * KB),
+    "1 MB of digits, too long for a Python int": b"1" * (1000 * KB),
 }
 DIGITS = json.dumps("1" * (1000 * KB)).encode()
 """What json.loads is given for the last: it refuses the number itself after 4,300 digits."""
@@ -52,7 +52,7 @@ async def decode_ms(way: str, body: str, times: int) -> Sample:
 
 @registry.row("11", "decoding bodies, against json.loads")
 def bodies(bench: Bench) -> Iterator[Line]:
-    """A long text, an array of objects, and digits without end."""
+    """A long text, an array of objects, and a number that is too long."""
     bench.sites.keep(("bodies", "no ray"))
     ask = partial(bench.sites.get("bodies", "no ray").ask, "decode_ms")
     times = max(3, int(bench.seconds * 10))

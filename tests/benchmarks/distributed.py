@@ -13,11 +13,11 @@ from benchmarks import load
 from benchmarks.peers import BENTOML
 from benchmarks.registry import registry
 from benchmarks.results import Line, Target, at_least
-from benchmarks.rounds import Bench, Way, best
+from benchmarks.rounds import Bench, Way, best, rates
 from benchmarks.stages import EachAwaited, First, PassedOn, Second, Third
 
 CALLERS = 16
-PASSED_ON, BY_GRPC, BY_REFERENCE = "passed-on", "by-grpc", "by-reference"
+PASSED_ON, BY_GRPC = "passed-on", "by-grpc"
 
 
 def apps() -> dict[str, serve.Application]:
@@ -26,9 +26,6 @@ def apps() -> dict[str, serve.Application]:
         "ours": rc.pipeline(First.bind(), Second.bind(), Third.bind()),
         PASSED_ON: PassedOn.bind(First.bind(), Second.bind(), Third.bind()),
         BY_GRPC: EachAwaited.bind(First.bind(), Second.bind(), Third.bind(), by_reference=False),
-        BY_REFERENCE: EachAwaited.bind(
-            First.bind(), Second.bind(), Third.bind(), by_reference=True
-        ),
     }
 
 
@@ -66,10 +63,8 @@ def over_http(bench: Bench) -> Iterator[Line]:
 def fast_over_http(bench: Bench) -> Iterator[Line]:
     """Against the chain at Ray's defaults, the better of two on the same settings, and BentoML."""
     bench.sites.keep(("distributed", "defaults"), ("distributed", "fast"))
-    defaults, fast = (
-        bench.sites.get("distributed").urls,
-        bench.sites.get("distributed", "fast").urls,
-    )
+    defaults = bench.sites.get("distributed").urls
+    fast = bench.sites.get("distributed", "fast").urls
     send = partial(load.over_http, clients=CALLERS, seconds=bench.seconds)
     ways: dict[str, Way] = {
         "ours": partial(send, fast["ours"]),
@@ -81,34 +76,36 @@ def fast_over_http(bench: Bench) -> Iterator[Line]:
             body = {"value": load.PAYLOAD}
             ways["bentoml"] = partial(send, bentoml.url, body=body, answer=load.PAYLOAD)
         found = bench.alternate(ways)
-    ours, fastest = found["ours"], best(found, PASSED_ON, BY_GRPC)
-
-    def line(part: str, what: str, theirs: str, opponent: str, target: Target) -> Line:
-        return Line(f"3{part}", what, "/s", ours, found[theirs], opponent, target)
+    chains = {way: found[way] for way in (PASSED_ON, BY_GRPC)}
+    ours, fastest = found["ours"], best(found, *chains)
 
     what = "three deployments, fast, HTTP, 16 clients"
-    yield line("(a)", what, "defaults", "Ray's defaults", at_least(4))
-    yield line("(b)", what, fastest, f"fast, {fastest}", at_least(1.2))
+
+    def line(part: str, theirs: str, opponent: str, target: Target, *told: str) -> Line:
+        note = rates(found, *told)
+        return Line(f"3({part})", what, "/s", ours, found[theirs], opponent, target, note, chains)
+
+    yield line("a", "defaults", "Ray's defaults", at_least(4))
+    yield line("b", fastest, f"fast, {fastest}", at_least(1.2), *chains)
     if bentoml.url:
-        yield line("(c)", what, "bentoml", bentoml.version, at_least(1.2))
+        yield line("c", "bentoml", bentoml.version, at_least(1.2), "bentoml")
     else:
         yield Line("3(c)", what, "/s", [], target=at_least(1.2), note=bentoml.reason)
 
 
 @registry.row("3b", "the same with bodies of 1 MB and 10 MB")
 def large_bodies(bench: Bench) -> Iterator[Line]:
-    """Against the best on the same settings: by gRPC Ray refuses 4 MB and more."""
+    """Against the best on the same settings; by gRPC Ray refuses 4 MB and more."""
     bench.sites.keep(("distributed", "fast"))
     urls = bench.sites.get("distributed", "fast").urls
     for megabytes, clients in ((1, 16), (10, 4)):
         body = {"image": "x" * (megabytes * 1_000_000)}
         send = partial(load.over_http, clients=clients, seconds=bench.seconds, body=body)
-        ways = {way: partial(send, urls[way]) for way in ("ours", PASSED_ON, BY_REFERENCE)}
+        ways = {way: partial(send, urls[way]) for way in ("ours", PASSED_ON, BY_GRPC)}
         found = bench.alternate(ways)
-        fastest = best(found, PASSED_ON, BY_REFERENCE)
-        failing = ", ".join(w for w in found if any(sample.failed for sample in found[w]))
+        fastest = best(found, PASSED_ON, BY_GRPC)
         yield Line(
             "3b", f"three deployments, fast, HTTP, {megabytes} MB in and out, {clients} clients",
             "/s", found["ours"], found[fastest], f"fast, {fastest}", at_least(1.0),
-            note=f"failed requests: {failing}" if failing else "",
+            rates(found, *ways), {way: found[way] for way in ways},
         )  # fmt: skip

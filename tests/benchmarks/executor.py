@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
+from ray import serve
+
 import raycompose as rc
 from benchmarks.load import PAYLOAD
 from benchmarks.peers import LANGCHAIN
@@ -15,7 +17,7 @@ from benchmarks.registry import registry
 from benchmarks.results import Line, at_most
 from benchmarks.rounds import Bench, Way
 from benchmarks.samples import Sample
-from benchmarks.stages import First, Second, Third
+from benchmarks.stages import OPTIONS, First, Second, Third
 
 ITEMS = 100
 
@@ -57,15 +59,36 @@ def embedded(way: str) -> Any:
     return graphs[way]().embed()
 
 
-async def by_hand(value: Any) -> Any:
+async def hand_written(value: Any) -> Any:
     return await third(await second(await first(value)))
 
 
 async def call_us(way: str, calls: int, per: int = 1) -> Sample:
     """Microseconds of a call, and ``per`` so many stages."""
-    call = by_hand if way == "by hand" else embedded(way)
+    call = hand_written if way == "hand-written" else embedded(way)
     found = await timed_us(call, PAYLOAD, calls)
     return Sample(found.value / per)
+
+
+@serve.deployment(**OPTIONS)
+class Inside:
+    """Measures in a replica, where stages have metrics."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    async def __call__(self, calls: int) -> float:
+        return (await timed_us(self._pipeline, PAYLOAD, calls)).value
+
+
+def apps() -> dict[str, serve.Application]:
+    """Return the fused stages, to be called in a replica."""
+    return {"fused": Inside.bind(embedded("fused"))}
+
+
+async def replica_us(client: Any, calls: int) -> Sample:
+    """Microseconds of a stage of three fused ones, in a replica."""
+    return Sample(await client.handle.remote(calls) / 3)
 
 
 async def timed_us(call: Callable[[Any], Awaitable[Any]], value: Any, calls: int) -> Sample:
@@ -93,7 +116,7 @@ async def item_us(way: str, calls: int) -> Sample:
 
 def _calls(bench: Bench, calls_per_s: int) -> int:
     """As many calls as fill about the time of a measurement."""
-    return max(100, int(bench.seconds * calls_per_s / 2))
+    return max(100, int(bench.seconds * calls_per_s))
 
 
 @registry.row("6", "the executor alone, in one process")
@@ -103,7 +126,7 @@ def executor(bench: Bench) -> Iterator[Line]:
     ask, calls = bench.sites.get("executor", "no ray").ask, _calls(bench, 20_000)
     ways: dict[str, Way] = {
         "functions": partial(ask, "call_us", "functions", calls=calls),
-        "by hand": partial(ask, "call_us", "by hand", calls=calls),
+        "hand-written": partial(ask, "call_us", "hand-written", calls=calls),
         "fused": partial(ask, "call_us", "fused", calls=calls, per=3),
     }
     lcel = LANGCHAIN.missing
@@ -111,25 +134,29 @@ def executor(bench: Bench) -> Iterator[Line]:
         lcel_calls = str(_calls(bench, 1_000))
         ways["LCEL"] = lambda: Sample(LANGCHAIN.measured(lcel_calls))
     found = bench.alternate(ways)
-    others = {"by hand": found["by hand"]}
+    others = {"hand-written": found["hand-written"]}
     yield Line("6", "three async functions, a call", "µs", found["functions"],
                target=at_most(5), others=others)  # fmt: skip
     yield Line("6", "the same against LCEL", "µs", [] if lcel else found["functions"],
                found.get("LCEL", []), LANGCHAIN.version, note=lcel)  # fmt: skip
     yield Line("6", "three fused deployments, a stage", "µs", found["fused"], target=at_most(5))
+    bench.sites.keep(("executor", "defaults"))
+    replica = partial(bench.sites.get("executor").ask, "replica_us", "fused", calls=calls)
+    yield Line("6", "the same in a replica, with metrics", "µs",
+               bench.alternate({"replica": replica})["replica"], target=at_most(5))  # fmt: skip
 
 
-@registry.row("6b", "what the executor's options cost more")
+@registry.row("6b", "the extra cost of the executor's options")
 def options(bench: Bench) -> Iterator[Line]:
     """Each against the same graph without it, round by round."""
     bench.sites.keep(("executor", "no ray"))
     ask, calls = bench.sites.get("executor", "no ray").ask, _calls(bench, 20_000)
     call, item = partial(ask, "call_us", calls=calls), partial(ask, "item_us", calls=calls)
     for what, measure, with_it, without, limit_us in (
-        ("with timeout_s, more", call, "timeout_s", "one", 2),
-        ("with retry, more", call, "retry", "one", 2),
-        ("an item of a stream through a function, more", item, "mapped stream", "stream", 5),
-        ("an edge by reference, more", call, "by reference", "by value", 10),
+        ("extra cost of timeout_s", call, "timeout_s", "one", 2),
+        ("extra cost of retry", call, "retry", "one", 2),
+        ("extra cost of a function for each item of a stream", item, "mapped stream", "stream", 5),
+        ("extra cost of an edge by reference", call, "by reference", "by value", 10),
     ):
         found = bench.alternate({way: partial(measure, way) for way in (with_it, without)})
         more = [

@@ -119,6 +119,10 @@ class Connection(asyncio.Protocol):
         if not self._answer.done():
             self._answer.set_exception(error or ConnectionResetError("the server closed it"))
 
+    def close(self) -> None:
+        """Close it."""
+        self._transport.close()
+
     @property
     def is_open(self) -> bool:
         """Whether another request can be sent."""
@@ -160,6 +164,11 @@ class Sender:
             return False
         self._right.add(body)
         return True
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._free:
+            connection.close()
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()

@@ -157,10 +157,11 @@ def watched(
         loaded = threads.submit(load.over_http, site.urls[way], CLIENTS, seconds)
         record(front_of(way, found), max(1, int(seconds) - 1), raw)
         sample = loaded.result()
+        requests = max(1, sample.details["requests"])
         spent_ms = dict.fromkeys(found.values(), 0.0)
         for process, kind in found.items():
             took_ms = 1000 * (cpu_s(process) - before[process])
-            spent_ms[kind] += took_ms / sample.details["requests"]
+            spent_ms[kind] += took_ms / requests
         return sample, Stacks.read(raw), spent_ms
 
 

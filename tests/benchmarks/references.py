@@ -179,10 +179,11 @@ def _replicas_bytes() -> dict[str, int]:
 def memory(bench: Bench) -> Iterator[Line]:
     """In the object store, and in the replica that grew most."""
     bench.sites.keep(("references", "defaults"))
-    requests = max(10, int(REQUESTS * min(1.0, bench.seconds / 2)))
+    requests = max(10, int(REQUESTS * min(1.0, bench.seconds)))
     bench.announce(f"{requests:,} requests by reference")
     found = bench.sites.get("references").ask("left_behind", "arrays", requests=requests)
     store = Sample(found.details["store_mb"])
-    what = f"after {requests:,} requests by reference: "
-    yield Line("10", f"{what}more in the object store", "MB", [store], target=at_most(1))
-    yield Line("10", f"{what}more in the replica that grew most", "MB", [found], target=at_most(10))
+    after = f"after {requests:,} requests by reference"
+    yield Line("10", f"growth of the object store {after}", "MB", [store], target=at_most(1))
+    yield Line("10", f"growth of the replica that grew most {after}", "MB", [found],
+               target=at_most(10))  # fmt: skip

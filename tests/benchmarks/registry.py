@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.results import Line
+from benchmarks.results import Line, position
 from benchmarks.rounds import Bench
 
 Measure = Callable[[Bench], Iterator[Line]]
@@ -67,7 +67,7 @@ class Registry:
 
 
 def _listed(numbers: Iterable[str]) -> str:
-    return ", ".join(numbers)
+    return ", ".join(sorted(numbers, key=position))
 
 
 registry = Registry()

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from rich.text import Text
 from benchmarks.samples import Sample
 
 Samples = list[Sample]
-Status = Literal["met", "missed", "told", "unmeasured"]
+Status = Literal["met", "missed", "no target", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Line:
         ours: The samples, one a round; none: it could not be measured, and ``note`` says why.
         theirs: What ours are compared with, round by round.
         opponent: What theirs are.
-        target: Of the ratio; of ours where there is nothing to compare with; ``None``: it is told.
+        target: Of the ratio, or of ours where nothing is compared; ``None`` if there is none.
         note: What else the reader should know.
         others: Further ways that were measured in the same rounds, for the JSON file.
     """
@@ -85,44 +86,72 @@ class Line:
         return statistics.median(figures) if figures else None
 
     @property
+    def ours_median(self) -> float:
+        """The median of ours."""
+        return statistics.median(sample.value for sample in self.ours)
+
+    @property
+    def theirs_median(self) -> float:
+        """The median of theirs."""
+        return statistics.median(sample.value for sample in self.theirs)
+
+    @property
     def failed(self) -> int:
         """How many requests of ours failed, of all rounds."""
         return sum(sample.failed for sample in self.ours)
 
     @property
     def status(self) -> Status:
-        """Whether the target is met; ``told`` without a target."""
+        """Whether the target is met."""
         if self.figure is None:
-            return "unmeasured"
+            return "not measured"
         if self.failed:
             return "missed"
         if self.target is None:
-            return "told"
+            return "no target"
         return "met" if self.target.holds(self.figure) else "missed"
+
+    @property
+    def verdict(self) -> str:
+        """The status, and how many requests have failed."""
+        return self.status + (f", {self.failed} failed" if self.failed else "")
 
     def __str__(self) -> str:
         theirs = f" against {_shown(self.theirs, self.unit)} ({self.opponent})" * bool(self.theirs)
-        found = f"{_shown(self.ours, self.unit)}{theirs}, {_ratio(self)}: {_verdict(self)}"
+        found = f"{_shown(self.ours, self.unit)}{theirs}, {ratio(self)}: {self.verdict}"
         return f"{self.row}: {self.what}: {found}" + f"; {self.note}" * bool(self.note)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the line for the JSON file, with every round's sample."""
         return {
             **asdict(self),
-            "target": self.target and str(self.target),
             "ratios": self.ratios,
             "figure": self.figure,
             "failed": self.failed,
             "status": self.status,
         }
 
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "Line":
+        """Return the line that the JSON file has."""
+        fields = {name: found[name] for name in ("row", "what", "unit", "opponent", "note")}
+        ours, theirs = ([Sample(**one) for one in found[way]] for way in ("ours", "theirs"))
+        target = found["target"] and Target(**found["target"])
+        return cls(**fields, ours=ours, theirs=theirs, target=target)
 
-_STYLES = {"met": "green", "missed": "bold red", "told": "default", "unmeasured": "yellow"}
+
+def position(row: str) -> tuple[int, str]:
+    """Return where a row stands in the table: 2, 3, 3b, 10, and then those with a name."""
+    digits = "".join(character for character in row if character.isdigit())
+    return (int(digits) if digits else sys.maxsize, row)
+
+
+_STYLES = {"met": "green", "missed": "bold red", "not measured": "yellow"}
 
 
 def table(lines: Sequence[Line]) -> Table:
     """Return what is shown on the screen."""
-    made = Table("row", "what", title="raycompose against the same without it")
+    made = Table("row", "what", title="raycompose compared with the same written without it")
     for head in ("ours", "theirs", "ratio (min..max)", "target"):
         made.add_column(head, justify="right", no_wrap=True)
     made.add_column("")
@@ -130,8 +159,8 @@ def table(lines: Sequence[Line]) -> Table:
         theirs = _shown(line.theirs, line.unit) if line.theirs else ""
         made.add_row(
             line.row, _noted(line.what, line.note), _shown(line.ours, line.unit),
-            _noted(theirs, line.opponent), _ratio(line), str(line.target or ""),
-            Text(_verdict(line), _STYLES[line.status]),
+            _noted(theirs, line.opponent * bool(theirs)), ratio(line), str(line.target or ""),
+            Text(line.verdict, _STYLES.get(line.status, "default")),
         )  # fmt: skip
     return made
 
@@ -143,22 +172,20 @@ def _noted(text: str, note: str) -> Text:
 def _shown(samples: Samples, unit: str) -> str:
     if not samples:
         return "-"
-    return f"{_number(statistics.median(sample.value for sample in samples))} {unit}"
+    return f"{number(statistics.median(sample.value for sample in samples))} {unit}"
 
 
-def _ratio(line: Line) -> str:
+def ratio(line: Line) -> str:
+    """Return the ratio with the spread of the rounds; the spread alone if nothing is compared."""
     found = line.ratios or [sample.value for sample in line.ours]
     if not found:
         return ""
-    spread = f"({_number(min(found))}..{_number(max(found))})"
-    return f"{_number(statistics.median(found))} {spread}" if line.theirs else spread
+    spread = f"({number(min(found))}..{number(max(found))})"
+    return f"{number(statistics.median(found))} {spread}" if line.theirs else spread
 
 
-def _verdict(line: Line) -> str:
-    return line.status + (f", {line.failed} failed" if line.failed else "")
-
-
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a figure with as many digits as mean something."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

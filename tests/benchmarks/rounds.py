@@ -24,7 +24,7 @@ class Bench:
 
     sites: Sites
     rounds: int = 5
-    seconds: float = 2.0
+    seconds: float = 1.5
     announce: Callable[[str], None] = field(default=lambda _: None)
 
     def alternate(
@@ -53,6 +53,15 @@ class Bench:
 def median(samples: Samples) -> float:
     """Return the median of the values."""
     return statistics.median(sample.value for sample in samples)
+
+
+def rates(found: Mapping[str, Samples], *ways: str) -> str:
+    """Return what each way does a second, and how many of its requests failed, for a note."""
+    told = []
+    for way in ways:
+        failed = sum(sample.failed for sample in found[way])
+        told.append(f"{way} {median(found[way]):.3g}/s" + f" ({failed} failed)" * bool(failed))
+    return ", ".join(told)
 
 
 def best(found: Mapping[str, Samples], *ways: str) -> str:

@@ -25,7 +25,7 @@ CALLERS = 16
 
 
 @serve.deployment(**OPTIONS)
-class ByHand:
+class HandWritten:
     """The same without a graph: by gRPC, each response awaited."""
 
     def __init__(self, stage: DeploymentHandle[Any]) -> None:
@@ -45,7 +45,7 @@ def apps() -> dict[str, serve.Application]:
     stage = First.bind()
     graphs: dict[str, Any] = {f"stages {n}": rc.pipeline(*[stage] * n) for n in STAGES}
     graphs |= {f"width {n}": rc.parallel(*[stage] * n) for n in WIDTHS}
-    return {"ours": rc.switch("graph", graphs), "theirs": ByHand.bind(First.bind())}
+    return {"ours": rc.switch("graph", graphs), "theirs": HandWritten.bind(First.bind())}
 
 
 async def request_ms(client: Any, graph: str, seconds: float) -> Sample:

@@ -16,7 +16,7 @@ import raycompose as rc
 from benchmarks import load
 from benchmarks.registry import registry
 from benchmarks.results import Line, at_least
-from benchmarks.rounds import Bench, Way, best
+from benchmarks.rounds import Bench, Way, best, rates
 from benchmarks.samples import Sample
 from benchmarks.stages import OPTIONS, EachAwaited, PassedOn
 
@@ -102,19 +102,11 @@ def compared(bench: Bench, row: str, sizes: tuple[int, ...], ways: tuple[str, ..
         asked: dict[str, Way] = {way: partial(measure, way) for way in ("ours", *ways)}
         found = bench.alternate(asked)
         fastest = best(found, *ways)
-        failing = [way for way in found if any(sample.failed for sample in found[way])]
-        rates = ", ".join(f"{way} {_rate(found[way])}" for way in ways)
         yield Line(
             row, f"{text(size)} between three deployments, {callers} in flight", "/s",
-            found["ours"], found[fastest], fastest,
-            at_least(1.0), note=rates + (f"; failing: {', '.join(failing)}" if failing else ""),
-            others={way: found[way] for way in ways},
+            found["ours"], found[fastest], fastest, at_least(1.0), rates(found, *ways),
+            {way: found[way] for way in ways},
         )  # fmt: skip
-
-
-def _rate(samples: list[Sample]) -> str:
-    values = sorted(sample.value for sample in samples)
-    return f"{values[len(values) // 2]:.3g}/s"
 
 
 @registry.row("2", "arrays of 1 KB to 200 MB between the stages, by handle")

@@ -38,7 +38,7 @@ class PassedOn:
 
 @serve.deployment(**OPTIONS)
 class EachAwaited:
-    """The chain for who has read Ray's source: by gRPC or by reference, each response awaited."""
+    """The chain for those who have read Ray's source: gRPC (or not), each response awaited."""
 
     def __init__(self, *stages: DeploymentHandle[Any], by_reference: bool) -> None:
         self._stages = [stage.options(_by_reference=by_reference) for stage in stages]
