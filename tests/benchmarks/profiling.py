@@ -97,7 +97,7 @@ class Stacks:
 def owner(frame: str) -> str:
     """Return whose code a frame is in: ``"run (raycompose/graph/nodes.py:175)"``."""
     path = _path(frame)
-    package = path.partition("/")[0].removesuffix(".py") or frame
+    package = path.partition("/")[0].removesuffix(".py") or "unknown"
     return next((name for start, name in OWNERS if path.startswith(f"{start}/")), package)
 
 

@@ -93,7 +93,9 @@ def text(size: int) -> str:
     return f"{size // MB} MB" if size >= MB else f"{size // 1000} KB"
 
 
-def compared(bench: Bench, row: str, sizes: tuple[int, ...], ways: tuple[str, ...]) -> Any:
+def compared(
+    bench: Bench, row: str, sizes: tuple[int, ...], ways: tuple[str, ...]
+) -> Iterator[Line]:
     """Yield a line per size: ours against the best of the other ways at that size."""
     ask = bench.sites.get("sizes").ask
     for size in sizes:
@@ -122,4 +124,12 @@ def arrays(bench: Bench) -> Iterator[Line]:
 def crossover(bench: Bench) -> Iterator[Line]:
     """Against each transport alone, each response awaited."""
     bench.sites.keep(("sizes", "defaults"))
-    yield from compared(bench, "size", CROSSOVER, (BY_GRPC, BY_REFERENCE))
+    faster = [0]
+    for size, line in zip(
+        CROSSOVER, compared(bench, "size", CROSSOVER, (BY_GRPC, BY_REFERENCE)), strict=True
+    ):
+        yield line
+        if best(line.others, BY_GRPC, BY_REFERENCE) == BY_GRPC:
+            faster.append(size)
+    yield Line("size", "the largest value for which gRPC is faster than the object store", "KB",
+               [Sample(max(faster) / 1000)])  # fmt: skip
