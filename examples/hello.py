@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000 -d '{"data": "hello world"}'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from ray import serve
 
 import raycompose as rc

@@ -109,7 +109,7 @@ def application() -> Any:
 def client(request: pytest.FixtureRequest) -> Any:
     if request.param == "local":
         with rc.local(application()) as local:
-            yield TestClient(local.asgi)  # type: ignore[attr-defined]
+            yield TestClient(local.asgi)
         return
     deployed = request.getfixturevalue("deploy")(application())
     session = requests.Session()
@@ -206,7 +206,7 @@ def test_without_the_line_errors_are_fastapis() -> None:
     ingress = serve.deployment(serve.ingress(plain)(Plain))
     stage = rc.stage(serve.deployment(Model).bind(), timeout_s=0.1)
     with rc.local(ingress.bind(stage.embed())) as client:
-        http = TestClient(client.asgi, raise_server_exceptions=False)  # type: ignore[attr-defined]
+        http = TestClient(client.asgi, raise_server_exceptions=False)
         assert http.post("/ask", json={"x": "slow"}).text == "Internal Server Error"
         assert "server-timing" not in http.post("/ask", json={"x": 5}).headers
 

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from typing_extensions import Self
 
 from raycompose import _serve
 from raycompose.client import cluster
@@ -151,7 +152,7 @@ class Client(ABC):
     def _once(self, value: Any) -> Coroutine[Any, Any, Any]:
         return self._call((value,), {})
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
