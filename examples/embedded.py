@@ -7,9 +7,6 @@ Run it:
     curl localhost:8000/openapi.json
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
