@@ -97,7 +97,9 @@ def test_a_target_is_of_the_median_of_the_ratios() -> None:
     line = Line("1", "", "/s", ours, theirs, target=at_least(2))
     assert line.ratios == [2, 2, 3]
     assert (line.figure, line.status) == (2, "met")
-    assert Line("1", "", "/s", ours, theirs, target=at_least(2.1)).status == "missed"
+    line = Line("1", "", "/s", ours, theirs, target=at_least(2.1))
+    assert (line.status, line.verdict) == ("missed", "missed, within the spread")
+    assert Line("1", "", "/s", ours, theirs, target=at_least(4)).verdict == "missed"
     assert Line("6", "", "µs", ours, target=at_most(5)).status == "missed"
     assert Line("7b", "", "/s", ours, theirs).status == "no target"
 

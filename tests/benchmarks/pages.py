@@ -26,7 +26,9 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         f"{found['memory_gb']:g} GB, load {found['load_average']:.2g} before it began) with "
         f"Python {found['python']}, {versions}, at {found['commit']}. Each ratio is the median of "
         f"{found['rounds']} rounds, in which the two were measured in turn for "
-        f"{found['seconds']:g} s each; the smallest and the largest are beside it."
+        f"{found['seconds']:g} s each; the smallest and the largest are beside it. "
+        "*passed-on* passes each `DeploymentResponse` on to the next call, at Ray's default "
+        "transport; *by-grpc* and *by-reference* await each response, by one transport."
     )
     yield ""
     yield "| # | what | ours | theirs | ratio | target | |"

@@ -80,10 +80,14 @@ class Line:
         return [ours.value / theirs.value for ours, theirs in pairs if theirs.value]
 
     @property
+    def figures(self) -> list[float]:
+        """What the target is of, in each round: the ratio, or ours where nothing is compared."""
+        return self.ratios if self.theirs else [sample.value for sample in self.ours]
+
+    @property
     def figure(self) -> float | None:
-        """What the target is of: the median of the ratios, or of ours."""
-        figures = self.ratios if self.theirs else [sample.value for sample in self.ours]
-        return statistics.median(figures) if figures else None
+        """What the target is of: the median of the rounds."""
+        return statistics.median(self.figures) if self.figures else None
 
     @property
     def ours_median(self) -> float:
@@ -113,8 +117,12 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """The status, and how many requests have failed."""
-        return self.status + (f", {self.failed} failed" if self.failed else "")
+        """The status, how many requests failed, and whether some of the rounds met the target."""
+        if self.failed:
+            return f"{self.status}, {self.failed} failed"
+        missed = self.target if self.status == "missed" else None
+        nearly = missed is not None and any(map(missed.holds, self.figures))
+        return f"{self.status}, within the spread" if nearly else self.status
 
     def __str__(self) -> str:
         theirs = f" against {_shown(self.theirs, self.unit)} ({self.opponent})" * bool(self.theirs)
@@ -177,7 +185,7 @@ def _shown(samples: Samples, unit: str) -> str:
 
 def ratio(line: Line) -> str:
     """Return the ratio with the spread of the rounds; the spread alone if nothing is compared."""
-    found = line.ratios or [sample.value for sample in line.ours]
+    found = line.figures
     if not found:
         return ""
     spread = f"({number(min(found))}..{number(max(found))})"

@@ -19,6 +19,7 @@ from benchmarks.results import Line, at_least
 from benchmarks.rounds import Bench, Way, best, rates
 from benchmarks.samples import Sample
 from benchmarks.stages import OPTIONS, EachAwaited, PassedOn
+from raycompose.flow.weights import HEAVY_BYTES
 
 Array = NDArray[np.uint8]
 RAY_OPTIONS = {"object_store_memory": 3_000_000_000}
@@ -132,4 +133,5 @@ def crossover(bench: Bench) -> Iterator[Line]:
         if best(line.others, BY_GRPC, BY_REFERENCE) == BY_GRPC:
             faster.append(size)
     yield Line("size", "the largest value for which gRPC is faster than the object store", "KB",
-               [Sample(max(faster) / 1000)])  # fmt: skip
+               [Sample(max(faster) / 1000)],
+               note=f"raycompose changes over at {HEAVY_BYTES // 1000} KB")  # fmt: skip
