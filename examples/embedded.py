@@ -16,6 +16,7 @@ from ray import serve
 import raycompose as rc
 
 api = FastAPI(title="Headlines")
+rc.fastapi.install(api)  # before @serve.ingress, which copies the app
 
 
 class Draft(BaseModel):
