@@ -5,15 +5,18 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import peers
 from benchmarks.load import Sender, closed_loop
 from benchmarks.pages import BEGIN, END, markdown, replaced
-from benchmarks.profiling import Stacks, owner
+from benchmarks.peers import Peer
+from benchmarks.profiling import Profile, Stacks, owner, summary
 from benchmarks.registry import Registry, UnknownRowError
 from benchmarks.results import Line, at_least, at_most, machine, table
 from benchmarks.rounds import Bench, best
@@ -132,6 +135,20 @@ def test_a_failed_request_misses_the_target() -> None:
     assert Line("3(c)", "", "/s", [], note="no network").status == "not measured"
 
 
+def test_a_peer_that_cannot_be_installed_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a network its rows have the reason, and the others run."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr(peers, "VENV", tmp_path)
+    peer = Peer("litserve", "litserve_api.py")
+    with peer.running() as server:
+        assert server.url == ""
+    assert re.match(r"litserve==\S+ cannot be installed: \S+", server.reason)
+    with pytest.raises(OSError, match="cannot be installed"):
+        peer.measured()
+
+
 def test_the_table_says_what_was_compared() -> None:
     """With the spread of the rounds; a peer that is not there has the reason in its line."""
     ours, theirs = [Sample(2), Sample(4)], [Sample(1), Sample(1)]
@@ -210,4 +227,8 @@ def test_a_profile_tells_whose_code_ran(tmp_path: Path) -> None:
     assert stacks.total == 4
     assert stacks.owners() == {"raycompose": 3, "json": 1}
     assert stacks.under("raycompose") == {"run (raycompose/graph/nodes.py)": 3}
+    seen = Profile(Sample(100), stacks, {"front": 0.4, "haproxy": 0.1}, "front")
+    shown = "\n".join(summary("fused", seen))
+    assert "0.400 ms  front" in shown
+    assert "300.0 µs   75.0%  raycompose" in shown
     assert owner("f (/x/lib/site-packages/ray/_raylet.py:1)") == "Ray"

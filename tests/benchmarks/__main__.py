@@ -76,7 +76,7 @@ def main(console: Console) -> int:
     console.print(results.table(sorted(lines, key=lambda line: results.position(line.row))))
     if left := ", ".join(row.number for row in registry.rows.values() if row not in rows):
         console.print(
-            f"Not selected: {left}. ROW=all runs everything, which takes about 25 minutes.",
+            f"Not selected: {left}. ROW=all runs everything, which takes about half an hour.",
             highlight=False,
         )
     console.print(f"{time.perf_counter() - began:.0f} s; every sample is in {options.out}")

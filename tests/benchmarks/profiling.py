@@ -136,33 +136,51 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def front_of(way: str, found: dict[psutil.Process, str]) -> int:
+def front_of(way: str, found: dict[psutil.Process, str]) -> psutil.Process:
     """Return the process of the deployment that answers an application's requests."""
     fronts = ("Pipeline", "EachAwaited", "OneDeployment")
     titles = [f"ray::ServeReplica:{way}:{front}" for front in fronts]
-    return next(process.pid for process, title in found.items() if title in titles)
+    return next(process for process, title in found.items() if title in titles)
 
 
-def watched(
-    site: Site, way: str, seconds: float, raw: Path
-) -> tuple[Sample, Stacks, dict[str, float]]:
-    """Load an application; return its rate, its front's stacks, and the CPU time of each process.
+@dataclass(frozen=True)
+class Profile:
+    """What was seen of an application under load.
 
-    The times are milliseconds of a request. ``raw`` is where the stacks are kept.
+    Args:
+        sample: Its rate.
+        stacks: Those of its front.
+        spent_ms: Milliseconds of CPU time that a request took of each process.
+        front: Which of them is the front.
     """
+
+    sample: Sample
+    stacks: Stacks
+    spent_ms: dict[str, float]
+    front: str
+
+    def shares(self, counts: Counter[str]) -> Iterator[str]:
+        """Yield lines of the microseconds of a request, and the share of the front's time."""
+        for name, count in counts.most_common(LISTED):
+            share = count / self.stacks.total
+            yield f"  {1000 * share * self.spent_ms[self.front]:7.1f} µs {share:7.1%}  {name}"
+
+
+def watched(site: Site, way: str, seconds: float, raw: Path) -> Profile:
+    """Load an application, and look at it; ``raw`` is where the stacks are kept."""
     load.over_http(site.urls[way], CLIENTS, 1)
     found = processes(site.pid)
+    front = front_of(way, found)
     with ThreadPoolExecutor(1) as threads:
         before = {process: cpu_s(process) for process in found}
         loaded = threads.submit(load.over_http, site.urls[way], CLIENTS, seconds)
-        record(front_of(way, found), max(1, int(seconds) - 1), raw)
+        record(front.pid, max(1, int(seconds) - 1), raw)
         sample = loaded.result()
-        requests = max(1, sample.details["requests"])
-        spent_ms = dict.fromkeys(found.values(), 0.0)
-        for process, kind in found.items():
-            took_ms = 1000 * (cpu_s(process) - before[process])
-            spent_ms[kind] += took_ms / requests
-        return sample, Stacks.read(raw), spent_ms
+    spent_ms = dict.fromkeys(found.values(), 0.0)
+    requests = max(1, sample.details["requests"])
+    for process, kind in found.items():
+        spent_ms[kind] += 1000 * (cpu_s(process) - before[process]) / requests
+    return Profile(sample, Stacks.read(raw), spent_ms, found[front])
 
 
 def record(pid: int, seconds: int, raw: Path) -> None:
@@ -181,26 +199,22 @@ def record(pid: int, seconds: int, raw: Path) -> None:
         raise SystemExit(f"py-spy could not look at process {pid}: {ran.stderr.strip()}")
 
 
-def summary(path: str, sample: Sample, stacks: Stacks, spent_ms: dict[str, float]) -> Iterator[str]:
+def summary(path: str, seen: Profile) -> Iterator[str]:
     """Yield the lines that say where the time went."""
-    yield f"== {path}, HTTP, {CLIENTS} clients: {sample.value:.0f} requests a second"
-    yield ""
-    yield "CPU time of a request by process (py-spy disturbs the front a little), ms:"
-    for name, took_ms in sorted(spent_ms.items(), key=lambda item: -item[1])[:8]:
-        yield f"  {took_ms:7.3f}  {name}"
-    yield ""
-    yield "The front replica's time, by whose code ran:"
-    for name, count in stacks.owners().most_common(LISTED):
-        yield f"  {count / stacks.total:7.1%}  {name}"
+    yield f"== {path}, HTTP, {CLIENTS} clients: {seen.sample.value:.0f} requests a second"
+    yield "\nCPU time of a request by process (py-spy disturbs the front a little):"
+    for name, took_ms in sorted(seen.spent_ms.items(), key=lambda item: -item[1])[:8]:
+        yield f"  {took_ms:7.3f} ms  {name}"
+    stacks = seen.stacks
     for title, counts in (
+        ("The front's time of a request, by whose code ran", stacks.owners()),
         ("raycompose's functions, themselves", stacks.functions("raycompose")),
         ("raycompose's functions, with all that they call", stacks.under("raycompose")),
         ("Ray Serve's functions, themselves", stacks.functions("Ray Serve")),
     ):
         if counts:
             yield f"\n{title}:"
-        for name, count in counts.most_common(LISTED):
-            yield f"  {count / stacks.total:7.1%}  {name}"
+            yield from seen.shares(counts)
     yield ""
 
 
@@ -214,7 +228,7 @@ def main(out: Path, seconds: float, only: str) -> None:
                 continue
             sites.keep((topic, settings))
             raw = out.with_name(f"{path.replace(', ', '-')}.stacks")
-            for line in summary(path, *watched(sites.get(topic, settings), way, seconds, raw)):
+            for line in summary(path, watched(sites.get(topic, settings), way, seconds, raw)):
                 print(line)
                 print(line, file=text)
     print(f"written to {out}")

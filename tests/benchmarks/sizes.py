@@ -18,6 +18,7 @@ from benchmarks.registry import registry
 from benchmarks.results import Line, at_least
 from benchmarks.rounds import Bench, Way, best, rates
 from benchmarks.samples import Sample
+from benchmarks.sites import Settings
 from benchmarks.stages import OPTIONS, EachAwaited, PassedOn
 from raycompose.flow.weights import HEAVY_BYTES
 
@@ -95,10 +96,11 @@ def text(size: int) -> str:
 
 
 def compared(
-    bench: Bench, row: str, sizes: tuple[int, ...], ways: tuple[str, ...]
+    bench: Bench, row: str, settings: Settings, sizes: tuple[int, ...], ways: tuple[str, ...]
 ) -> Iterator[Line]:
     """Yield a line per size: ours against the best of the other ways at that size."""
-    ask = bench.sites.get("sizes").ask
+    bench.sites.keep(("sizes", settings))
+    ask = bench.sites.get("sizes", settings).ask
     for size in sizes:
         callers = in_flight(size)
         measure = partial(ask, "sized", size=size, callers=callers, seconds=bench.seconds / 2)
@@ -106,7 +108,7 @@ def compared(
         found = bench.alternate(asked)
         fastest = best(found, *ways)
         yield Line(
-            row, f"{text(size)} between three deployments, {callers} in flight", "/s",
+            row, f"{text(size)} between three deployments, {settings}, {callers} in flight", "/s",
             found["ours"], found[fastest], fastest, at_least(1.0), rates(found, *ways),
             {way: found[way] for way in ways},
         )  # fmt: skip
@@ -115,23 +117,24 @@ def compared(
 @registry.row("2", "arrays of 1 KB to 200 MB between the stages, by handle")
 def arrays(bench: Bench) -> Iterator[Line]:
     """Against the idiomatic chain."""
-    bench.sites.keep(("sizes", "defaults"))
-    yield from compared(bench, "2", ROW_2, (PASSED_ON,))
+    yield from compared(bench, "2", "defaults", ROW_2, (PASSED_ON,))
 
 
 @registry.row(
     "size", "the crossover by size: ours, by gRPC, through the object store", optional=True
 )
 def crossover(bench: Bench) -> Iterator[Line]:
-    """Against each transport alone, each response awaited."""
-    bench.sites.keep(("sizes", "defaults"))
-    faster = [0]
-    for size, line in zip(
-        CROSSOVER, compared(bench, "size", CROSSOVER, (BY_GRPC, BY_REFERENCE)), strict=True
-    ):
-        yield line
-        if best(line.others, BY_GRPC, BY_REFERENCE) == BY_GRPC:
-            faster.append(size)
-    yield Line("size", "the largest value for which gRPC is faster than the object store", "KB",
-               [Sample(max(faster) / 1000)],
-               note=f"raycompose changes over at {HEAVY_BYTES // 1000} KB")  # fmt: skip
+    """Against each transport alone, each response awaited, at both settings."""
+    ways = (BY_GRPC, BY_REFERENCE, PASSED_ON)
+    all_settings: tuple[Settings, ...] = ("defaults", "fast")
+    for settings in all_settings:
+        faster = [0]
+        for size, line in zip(
+            CROSSOVER, compared(bench, "size", settings, CROSSOVER, ways), strict=True
+        ):
+            yield line
+            if best(line.others, BY_GRPC, BY_REFERENCE) == BY_GRPC:
+                faster.append(size)
+        yield Line("size", f"largest value for which gRPC is faster, {settings}", "KB",
+                   [Sample(max(faster) / 1000)],
+                   note=f"raycompose changes over at {HEAVY_BYTES // 1000} KB")  # fmt: skip

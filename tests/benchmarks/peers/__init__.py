@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ class Peer:
 
     package: str
     script: str
-    _found: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def version(self) -> str:
@@ -114,9 +113,10 @@ def _why_not_installed(package: str, pinned: str) -> str:
         quiet = "--quiet", "--disable-pip-version-check", "--retries", "1"
         _run(_python(), "-m", "pip", "install", *quiet, "-c", str(PINS), package)
     except (subprocess.SubprocessError, OSError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        last = ([line for line in said.splitlines() if line.strip()] or [""])[-1]
-        return f"{pinned} cannot be installed: {last}"
+        failed = isinstance(error, subprocess.CalledProcessError) and error.stderr
+        said = (failed or str(error)).splitlines()
+        reason = next((line for line in said if line.startswith("ERROR: ")), said[-1])
+        return f"{pinned} cannot be installed: {reason.removeprefix('ERROR: ')}"
     stamp.write_text(PINS.read_text())
     return ""
 
