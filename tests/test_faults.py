@@ -117,7 +117,7 @@ def kill_while_busy(pid: int, traffic: Load, notes: Path) -> None:
 
 @pytest.mark.parametrize("how", ["os._exit in a call", "kill -9"])
 def test_a_stages_replica_dies(client: rc.Client, notes: Path, table: Table, how: str) -> None:
-    """Only calls on that replica fail, as 503 or an error of the stage that says so; with retry, none."""
+    """Only calls on that replica fail, as 503 or the stage's honest error; with retry, none."""
     traffic = Load(in_turn)
     dead: set[int] = set()
     with traffic.from_clients(*load.clients(client)):

@@ -476,5 +476,7 @@ class HandsOn:
 
 def test_a_reference_that_is_an_argument_is_fetched() -> None:
     """As Ray does it between replicas, so an ingress that passes references on runs locally."""
-    app = HandsOn.bind(Doubled.bind(), Doubled.options(name="Again").bind())
+    doubled: Any = Doubled
+    hands_on: Any = HandsOn
+    app = hands_on.bind(doubled.bind(), doubled.options(name="Again").bind())
     assert rc.local(rc.pipeline(app)).call(1) == [4, 4]
