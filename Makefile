@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 # A stamp, so that a second `make run` starts at once.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,notebook]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,document-search,notebook]'
 	touch $@
 
 DOCS := $(VENV)/installed-docs

@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000 -d 5
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 

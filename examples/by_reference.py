@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 import asyncio
 from typing import Any
 

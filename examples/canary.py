@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000 -d '{"user": "dora", "item": "map"}'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from typing import TypedDict
 
 from ray import serve

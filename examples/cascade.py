@@ -6,9 +6,6 @@ Run it, and send it one of the images that the models were not trained on:
     python examples/cascade.py 33 | curl localhost:8000 -d @-
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 import json
 import sys
 from typing import TypedDict

@@ -10,9 +10,6 @@ and goes on from your last words. Run it, and talk to it with curl or with the `
     client = openai.OpenAI(base_url="http://localhost:8000/v1", api_key="none")
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 import json
 import random
 import re

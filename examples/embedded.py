@@ -7,9 +7,6 @@ Run it:
     curl localhost:8000/openapi.json
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
@@ -19,6 +16,7 @@ from ray import serve
 import raycompose as rc
 
 api = FastAPI(title="Headlines")
+rc.fastapi.install(api)  # before @serve.ingress, which copies the app
 
 
 class Draft(BaseModel):

@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000 -d '"One sentence. Another one. And a third."'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from collections.abc import Iterator
 
 from ray import serve

@@ -10,9 +10,6 @@ Run it:
     curl localhost:8000 -d '{"id": 7}' -H 'x-request-timeout-seconds: 1'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 import time
 from typing import TypedDict
 

@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000 -d '[5.1, 3.5, 1.4, 0.2]'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from collections import Counter
 from typing import Any
 

@@ -7,9 +7,6 @@ Run it:
     python examples/fused.py
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from collections import Counter
 
 from ray import serve

@@ -6,9 +6,6 @@ See routing.py for the same with `rc.switch`. Run it, and then its client:
     python examples/language_classifier.py
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 import requests
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse

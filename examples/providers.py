@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000 -d '"what is the time?"'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 import asyncio
 import random
 

@@ -10,9 +10,6 @@ Run it:
     curl localhost:8000 -d '{"user": "dora", "says": "still me"}'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 

@@ -7,9 +7,6 @@ for each of its letters. Run it, and listen:
     curl --no-buffer localhost:8000 -d '"One, two. Three!"' > speech.wav
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 import math
 import re
 import struct

@@ -8,9 +8,6 @@ Run it:
     curl --no-buffer localhost:8000 -d 10
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 
 from ray import serve

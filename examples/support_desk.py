@@ -6,9 +6,6 @@ Run it:
     curl localhost:8000 -d '{"text": "I want my money back"}'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from typing import Any
 
 from ray import serve

@@ -7,9 +7,6 @@ Run it, with the translator first or later:
     curl localhost:8000/shop -d '"good day"'
 """
 
-# mypy does not see what Ray's decorators add: .bind, .options, .remote.
-# mypy: disable-error-code="attr-defined"
-
 from ray import serve
 
 import raycompose as rc

@@ -86,7 +86,7 @@ def test_the_command_line_loads_nothing_of_ray() -> None:
 def test_the_docs_show_the_rooms() -> None:
     """The table of rooms in the docs is made of the same rooms, in the same order."""
     page = (PACKAGE.parent / "docs" / "how-it-works.md").read_text()
-    table = page[page.index("| room |") :].split("\n\n")[0].splitlines()[2:]
+    table = page[page.index("| package |") :].split("\n\n")[0].splitlines()[2:]
     shown = [row.split("`")[1].removesuffix("/").removesuffix(".py") for row in table]
     assert shown == [room for room in reversed(ROOMS) if _exists(room)]
 

@@ -123,7 +123,7 @@ def test_when_nests_for_elif() -> None:
         (lambda: rc.shadow(add_one, max_in_flight=0), "1 or more, got 0"),
         (lambda: rc.split(), "pairs"),
         (lambda: rc.split(add_one, add_one), "pairs"),  # type: ignore[arg-type]
-        (lambda: rc.split((add_one, 100), key="user"), "key must be a function"),
+        (lambda: rc.split((add_one, 100), key=7), "key must be a function"),
     ],
 )  # fmt: skip
 def test_bad_branches_are_refused_where_written(compose: Callable[[], Any], message: str) -> None:
@@ -210,9 +210,8 @@ def test_sticky_split_refuses_a_key_without_a_text_of_its_own() -> None:
         ((90, 9), "sum to 99"),
         ((90, 11), "sum to 101"),
         ((0.5, 0.5), "sum to 1,"),
-        ((100, 0), "above 0, got 0"),
-        ((110, -10), "above 0, got -10"),
-        (("90", 10), "a number above 0, got '90'"),
+        ((110, -10), "from 0, got -10"),
+        (("90", 10), "a number from 0, got '90'"),
         ((None, 100), "got None"),
         ((True, 99), "got True"),
         ((float("nan"), 50), "got nan"),
@@ -220,7 +219,7 @@ def test_sticky_split_refuses_a_key_without_a_text_of_its_own() -> None:
     ],
 )
 def test_split_refuses_weights(weights: tuple[Any, ...], message: str) -> None:
-    """Weights that are not numbers above 0 that sum to 100 are refused, with the sum or weight."""
+    """Weights that are not numbers from 0 that sum to 100 are refused, with the sum or weight."""
     with pytest.raises(rc.CompositionError, match=message):
         rc.split(*((add_one, weight) for weight in weights))
 
@@ -304,3 +303,21 @@ def test_fallback_stops_with_its_caller() -> None:
     with pytest.raises(TimeoutError):
         call(rc.fallback(hanging, never), timeout_s=0.1)
     until(hanging.cancelled.is_set)
+
+
+def test_a_share_of_nothing_is_never_chosen() -> None:
+    """A canary is rolled back by its weight: 0 of 100, in the first place or the last."""
+    for shares in (((letter_a, 100), (letter_b, 0)), ((letter_b, 0), (letter_a, 100))):
+        app = rc.each(rc.split(*shares, key=lambda n: n))
+        assert set(call(app, list(range(2000)), timeout_s=60)) == {"a"}
+    assert call(rc.split((letter_a, 100 - 1e-9), (letter_b, 0)), 1) == "a"
+
+
+def test_split_by_the_name_of_a_key() -> None:
+    """A string is a key of the value, as it is of ``rc.switch``; without it that is a 422."""
+    app = rc.split((letter_a, 50), (letter_b, 50), key="user")
+    by_function = rc.split((letter_a, 50), (letter_b, 50), key=lambda v: v["user"])
+    values = [{"user": f"user-{n}"} for n in range(100)]
+    assert [call(app, v) for v in values] == [call(by_function, v) for v in values]
+    error: Any = fails_with(rc.HTTPError, app, {"name": 1}, match="'user', which is missing")
+    assert error.status == 422

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from raycompose_cli.commands import app
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -17,7 +18,6 @@ from support.cluster import free_port
 from typer.testing import CliRunner, Result
 
 import raycompose as rc
-from raycompose.cli.commands import app
 
 
 def respond(value: dict[str, str]) -> dict[str, str]:

@@ -10,9 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from raycompose_cli.commands import app
 from typer.testing import CliRunner, Result
-
-from raycompose.cli.commands import app
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 APPS = Path(__file__).parent / "apps"

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raycompose_cli.failures import users_traceback
+from raycompose_cli.loading import Problem
+from raycompose_cli.options import Options
+from raycompose_cli.progress import is_up, line
+from raycompose_cli.reloading import forget
+from raycompose_cli.watching import Watch, table
 from rich.console import Console
 
 from raycompose._serve import DeploymentState
-from raycompose.cli.failures import users_traceback
-from raycompose.cli.loading import Problem
-from raycompose.cli.options import Options
-from raycompose.cli.progress import is_up, line
-from raycompose.cli.reloading import forget
-from raycompose.cli.watching import Watch, table
 from raycompose.client.logs import shown
 
 NONE: dict[str, float] = {}

@@ -806,3 +806,23 @@ def test_a_pipeline_that_begins_with_a_combinator_needs_a_value() -> None:
 def test_a_first_stage_inside_limits_is_still_the_first() -> None:
     """Limits around the first stage do not change how its arguments are decoded."""
     assert http(rc.stage(pair, timeout_s=5)).post("/", json={"a": 1, "b": 2}).json() == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"text": "x", "foo": 1}, "unknown: foo; known are text"),
+        ({"review": "x"}, "missing: text"),
+        ({}, "missing: text"),
+        ({"text": 5}, "text: Input should be a valid string"),
+        (5, "text: Input should be a valid string"),
+    ],
+)
+def test_an_object_that_does_not_fit_one_parameter(body: Any, detail: str) -> None:
+    """It is told which member is missing or unknown, as where there are several parameters."""
+
+    def takes_text(text: str) -> str:
+        return text
+
+    answer = TestClient(rc.local(rc.pipeline(takes_text)).asgi).post("/", json=body)
+    assert (answer.status_code, answer.json()["detail"]) == (422, detail)

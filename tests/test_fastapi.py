@@ -8,7 +8,7 @@ import pytest
 import requests
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
-from ray import serve
+from ray import cloudpickle, serve
 from ray.exceptions import WorkerCrashedError
 from ray.serve.exceptions import BackPressureError
 from starlette.testclient import TestClient
@@ -248,3 +248,16 @@ def test_an_embedded_stage_that_cannot_start_is_tried_again() -> None:
     assert str(third[0]) == "no disk, try 2"
     assert rest == [[4], [5]]
     assert asyncio.run(calls()) == [1, 2, [3], [4], [5]]
+
+
+def test_an_ingress_that_has_run_here_is_bound_again() -> None:
+    """Its class keeps nothing of the instance: it pickles, and the instance is free to go."""
+    bound = application()
+    with rc.local(bound) as client:
+        assert TestClient(client.asgi).post("/ask", json={"x": 5}).json() == 10
+        again = rc.local(bound)  # while the other is open
+        assert TestClient(again.asgi).post("/ask", json={"x": 6}).json() == 12
+        again.close()
+        deployment = bound._bound_deployment.options(num_replicas=2)
+        assert len(cloudpickle.dumps(deployment.func_or_class)) < 100_000
+        assert TestClient(client.asgi).post("/ask", json={"x": 7}).json() == 14

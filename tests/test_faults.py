@@ -117,7 +117,7 @@ def kill_while_busy(pid: int, traffic: Load, notes: Path) -> None:
 
 @pytest.mark.parametrize("how", ["os._exit in a call", "kill -9"])
 def test_a_stages_replica_dies(client: rc.Client, notes: Path, table: Table, how: str) -> None:
-    """Only calls on that replica fail, as 503 or ActorDiedError of the stage; with retry, none."""
+    """Only calls on that replica fail, as 503 or the stage's honest error; with retry, none."""
     traffic = Load(in_turn)
     dead: set[int] = set()
     with traffic.from_clients(*load.clients(client)):
@@ -145,6 +145,7 @@ def test_a_stages_replica_dies(client: rc.Client, notes: Path, table: Table, how
         assert (request.answer.get("status"), request.answer.get("error")) in [
             (503, None),
             (None, "ActorDiedError"),
+            (None, "ActorUnavailableError"),  # of a call by gRPC
         ]
     again = {request.asked["n"] for way in WAYS[1::2] for request in traffic.of("right", way=way)}
     assert failed or again & on_dead & on_living  # the fault has hit requests

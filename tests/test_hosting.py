@@ -454,3 +454,29 @@ def test_a_batch_of_a_forgotten_client_ends_quietly(caplog: pytest.LogCaptureFix
         time.sleep(0.2)
         gc.collect()
     assert "Task was destroyed" not in caplog.text
+
+
+@serve.deployment
+class Doubled:
+    async def __call__(self, x: int) -> int:
+        return 2 * x
+
+
+@serve.deployment
+class HandsOn:
+    """Passes on a reference to what one deployment returns to another."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.first, self.second = first, second
+
+    async def __call__(self, x: int) -> Any:
+        ref = await rc.to_object_ref(self.first.remote(x))
+        return [await self.second.remote(ref), await self.second.remote(x=ref)]
+
+
+def test_a_reference_that_is_an_argument_is_fetched() -> None:
+    """As Ray does it between replicas, so an ingress that passes references on runs locally."""
+    doubled: Any = Doubled
+    hands_on: Any = HandsOn
+    app = hands_on.bind(doubled.bind(), doubled.options(name="Again").bind())
+    assert rc.local(rc.pipeline(app)).call(1) == [4, 4]

@@ -45,10 +45,13 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def execute(block: Block, page: Path, namespace: dict[str, Any]) -> None:
-    """Run a Python block, with the page's own line numbers in tracebacks."""
+    """Run a Python block and the tests in it, with the page's own line numbers in tracebacks."""
     code = compile("\n" * block.line + block.text, str(page), "exec")
-    if block.runs:
-        exec(code, namespace)
+    if not block.runs:
+        return
+    exec(code, namespace)
+    for name in re.findall(r"^def (test_\w+)\(\)", block.text, re.MULTILINE):
+        namespace[name]()
 
 
 def curls(console: str) -> Iterator[tuple[str, str]]:
@@ -83,9 +86,11 @@ def _llm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_llm")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_s_code_runs(page: Path) -> None:
+def test_a_page_s_code_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every assertion of a page holds, and its curl lines are answered as it says."""
-    namespace: dict[str, Any] = {"__name__": "page"}
+    module = ModuleType("reviews")  # what the tutorial has its reader save
+    monkeypatch.setitem(sys.modules, "reviews", module)
+    namespace = vars(module)
     for block in blocks(page):
         if block.language == "python":
             execute(block, page, namespace)
@@ -142,6 +147,13 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+def test_the_readme_lists_every_example() -> None:
+    """A file in `examples/` that the README does not link to fails here."""
+    linked = set(re.findall(r"\]\(examples/([\w.]+)\)", README.read_text()))
+    files = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}
+    assert files <= linked
 
 
 def test_the_reference_has_every_public_name() -> None:

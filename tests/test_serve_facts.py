@@ -1,12 +1,15 @@
 """Ray Serve in replicas, as it is relied on: a release that changes one of these is noticed."""
 
 import asyncio
+import contextlib
 import pickle
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 import ray
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import ActorUnavailableError, TaskCancelledError
+from ray.serve._private.request_router import replica_wrapper  # noqa: TID251  # pinned here
 from ray.serve._private.router import SingletonThreadRouter  # noqa: TID251  # pinned here
 from ray.serve.exceptions import RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -17,6 +20,7 @@ from support.waiting import until
 
 import raycompose as rc
 from raycompose import _serve
+from raycompose.flow.unpickling import unpickled_error
 
 pickle_by_value(__name__)
 
@@ -156,6 +160,100 @@ def test_a_call_by_grpc_has_no_object_ref(handles: Handles) -> None:
         assert [item async for item in items] == [0, 1, 2]
 
     asyncio.run(call())
+
+
+def test_a_request_by_grpc_above_the_limit_is_refused_unread(handles: Handles) -> None:
+    """Ray's replicas refuse more than 4 MiB, so the call may be made again another way.
+
+    A response that is too large for its caller is another matter: the method ran.
+    """
+
+    async def refused(method: str, value: Any) -> bool:
+        call = handles.echo.options(method_name=method, _by_reference=False)
+        with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
+            await call.remote(value)
+        return _serve.is_too_large(caught.value)
+
+    assert asyncio.run(refused("__call__", b"x" * 5_000_000))
+    assert not asyncio.run(refused("text", 5_000_000))
+
+
+def test_what_this_process_receives_by_grpc_has_a_limit_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's channels take it from ``replica_wrapper``; tests/test_transport.py goes beyond it."""
+    name = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+    limit = getattr(replica_wrapper, name)
+    assert limit >= 4_194_304
+    monkeypatch.setattr(replica_wrapper, name, limit)  # put back behind it
+    assert not _serve.receives_any_size()
+    _serve.receive_any_size()
+    assert _serve.receives_any_size()
+
+
+def test_an_error_by_grpc_is_there_as_it_was_sent(handles: Handles) -> None:
+    """``gRPCReplicaResult._call`` on ``_grpc_call_loop`` answers again, with the pickled error."""
+
+    async def sent(way: bool, method: str) -> bytes | None:
+        response = handles.echo.options(method_name=method, _by_reference=way).remote("kept")
+        with contextlib.suppress(Exception):
+            await response
+        return await _serve.sent_error(response)
+
+    kept = unpickled_error(asyncio.run(sent(False, "fail")) or b"")
+    assert (type(kept).__name__, vars(kept)["mark"]) == ("NoMatchError", "kept")
+    assert asyncio.run(sent(False, "__call__")) is None
+    assert asyncio.run(sent(True, "fail")) is None
+
+
+def test_an_answer_that_grpc_cannot_bring(handles: Handles) -> None:
+    """What cannot be pickled is an UNKNOWN of gRPC's; any other code is a replica that is gone."""
+
+    async def lost(error: Exception | None) -> Any:
+        response = handles.echo.options(method_name="hold", _by_reference=False).remote()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await response
+        return _serve.lost_answer(error or caught.value, response)
+
+    assert "cannot pickle" in asyncio.run(lost(None))
+    none = grpc.aio.Metadata()
+    gone = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, "reset")
+    assert isinstance(asyncio.run(lost(gone)), ActorUnavailableError)  # with its ``_actor_id``
+    assert asyncio.run(lost(ValueError())) is None
+
+
+def test_a_handle_finds_replicas_on_the_loop_that_it_is_told_to(handles: Handles) -> None:
+    """``_init(_run_router_in_separate_loop=False)``, before a handle is first called."""
+
+    async def called() -> tuple[Any, bool]:
+        handle = DeploymentHandle(handles.echo.deployment_name, handles.echo.app_name)
+        _serve.route_on_this_loop(handle)
+        _serve.route_on_this_loop(handle)  # once is enough
+        response = handle.remote(5)
+        await _serve.assigned(response)
+        cancelled = handle.options(method_name="sleep").remote("on this loop")
+        await _serve.assigned(cancelled)
+        _serve.cancel(cancelled)
+        return await response, response._is_router_running_in_separate_loop
+
+    assert asyncio.run(called()) == (5, False)
+    until(lambda: "on this loop" in handles.echo.seen.remote().result()["cancelled"])
+
+
+def test_the_size_of_a_result_is_known_without_fetching_it(handles: Handles) -> None:
+    """``get_local_object_locations``: small results, and errors, are in this process."""
+
+    async def sizes() -> list[int]:
+        text = handles.echo.options(method_name="text", _by_reference=True)
+        refs = [await _serve.object_ref(text.remote(size)) for size in (10, 3_000_000)]
+        refs.append(await _serve.object_ref(handles.echo.fail.remote("kept")))
+        for ref in refs:
+            await _serve.ready(ref)
+        return [_serve.size(ref) for ref in refs]
+
+    small, large, error = asyncio.run(sizes())
+    assert (small, error) == (0, 0)
+    assert 3_000_000 <= large < 3_001_000
 
 
 def test_a_top_level_reference_is_resolved_on_arrival(handles: Handles) -> None:

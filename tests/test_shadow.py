@@ -140,3 +140,16 @@ def test_shadow_outlives_a_request_that_fails() -> None:
     fails_with(ValueError, rc.pipeline(rc.shadow(target), fail), 7)
     release.set()
     until(lambda: seen == [7])
+
+
+def test_a_shadow_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the candidate fails is why one shadows: its errors are its stage's."""
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(metrics, "count", lambda name, _, stage: counted.append((name, stage)))
+
+    def candidate(x: int) -> int:
+        raise ValueError("not yet")
+
+    client = rc.local(rc.pipeline(rc.shadow(candidate), lambda x: x + 1))
+    assert client.call(1) == 2
+    until(lambda: counted == [("stage_errors", "candidate")])

@@ -4,14 +4,15 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import types
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from typing import Any, TypeVar
 
-from ray import serve
+from ray import cloudpickle, serve
 from ray.serve import Deployment
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.constants import RAY_SERVE_RUN_SYNC_IN_THREADPOOL
-from ray.serve._private.http_util import _walk_fastapi_routes
+from ray.serve._private.http_util import ASGIAppReplicaWrapper, _walk_fastapi_routes
 from ray.serve._private.replica import UserCallableWrapper
 from ray.serve._private.utils import MULTIPLEXED_FUNCTION_MARKER_ATTR
 from ray.serve.batching import _LazyBatchQueueWrapper
@@ -29,7 +30,8 @@ def hosted_definition(definition: Any, deployment: Deployment) -> Any:
     Ray keeps a ``@serve.batch`` method's queue on the class, which is right for one instance in a
     process. Two fused stages of one class would otherwise have their calls answered by each
     other's instance. Outside of a replica ``@serve.multiplexed`` methods tell no controller of
-    their models, for there is none.
+    their models, for there is none; and a FastAPI ingress has its own app, as in a replica, for
+    Ray's handlers on it hold the instance, with which the class could not be bound again.
     """
     if not inspect.isclass(definition):
         return _rebatched(definition, deployment) if is_batched(definition) else definition
@@ -40,8 +42,20 @@ def hosted_definition(definition: Any, deployment: Deployment) -> Any:
     if not in_replica():
         for name, method in inspect.getmembers(definition, _is_multiplexed):
             own[name] = _remodelled(method, deployment)
+        if issubclass(definition, ASGIAppReplicaWrapper):
+            own["__init__"] = _with_own_app(definition.__init__)
     names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
     return type(definition.__name__, (definition,), {**own, **names}) if own else definition
+
+
+def _with_own_app(init: Any) -> Any:
+    cells = dict(zip(init.__code__.co_freevars, init.__closure__ or (), strict=True))
+    app = cells["frozen_app_or_func"].cell_contents if "frozen_app_or_func" in cells else None
+    if app is None or inspect.isfunction(app):  # a class derived from an ingress; one for each
+        return init
+    cells["frozen_app_or_func"] = types.CellType(cloudpickle.loads(cloudpickle.dumps(app)))
+    closure = tuple(cells.values())
+    return types.FunctionType(init.__code__, init.__globals__, closure=closure)
 
 
 def _rebatched(method: Any, deployment: Deployment) -> Any:

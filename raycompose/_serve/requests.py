@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import dataclasses
 import itertools
 import uuid
 from collections.abc import Coroutine, Mapping
@@ -94,7 +93,9 @@ class CallGroup:
 
 def _part_of_request(**changes: Any) -> Any:
     own_id = f"{_PROCESS}-{next(_parts)}"
-    return dataclasses.replace(_get_serve_request_context(), _internal_request_id=own_id, **changes)
+    part = object.__new__(_RequestContext)  # dataclasses.replace() takes ten times as long
+    vars(part).update(vars(_get_serve_request_context()), _internal_request_id=own_id, **changes)
+    return part
 
 
 _PROCESS = uuid.uuid4().hex

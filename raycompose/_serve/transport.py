@@ -32,11 +32,10 @@ def receives_any_size() -> bool:
 
 def is_too_large(error: BaseException) -> bool:
     """Tell whether a replica refused this request, unread, for its size."""
-    return (
-        isinstance(error, grpc.aio.AioRpcError)
-        and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        and "Received message larger than max" in (error.details() or "")
-    )
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return False
+    said = error.details() or ""  # "CLIENT:" is this process, which refused the response
+    return "Received message larger than max" in said and "CLIENT:" not in said
 
 
 async def sent_error(response: Any) -> bytes | None:

@@ -184,13 +184,14 @@ def problem(answer: requests.Response, kind: str) -> str:
     about = ""
     if kind == "application/problem+json":
         details = answer.json()
-        said = details.get("detail") or details.get("title") or ""
+        said = details.get("detail") or ""
         if not isinstance(said, str):
             said = json.dumps(said, ensure_ascii=False)
         parts = [f"{k.replace('_id', '')} {details[k]}" for k in ("stage", "request_id")
                  if details.get(k)]  # fmt: skip
         about = f" ({', '.join(parts)})" if parts else ""
-    return f"{answer.status_code} {answer.reason}: {said}{about}"
+    status = f"{answer.status_code} {answer.reason}"
+    return f"{status}: {said}{about}" if said else f"{status}{about}"
 
 
 def _write(text: str) -> None:

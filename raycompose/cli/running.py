@@ -128,7 +128,7 @@ def _start(options: Options, cpus: int) -> None:
             **environment,
             **quiet,
         )
-    except (ConnectionError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one where a node does not start in time
         raise Problem(str(error)) from error
     session.start_serve(http_options={"host": options.host, "port": options.port})
     if options.fast and not session.is_fast:

@@ -72,7 +72,8 @@ def check_takes_one(stage: Stage) -> None:
         raise CompositionError(
             f"stage {stage.label!r} gets one value here, but also requires {', '.join(needs)}: "
             "give those a default, bind them with functools.partial, take one dict or tuple, or "
-            "put rc.parallel(...) before it, with a keyword for each"
+            "put before it rc.parallel(...), with a keyword for each, or, behind a stage that "
+            "returns a dict, rc.pick(...), with the keys"
         )
 
 

@@ -59,25 +59,28 @@ def split(*shares: tuple[Any, float], key: Any = None) -> Pipeline[Any, Any]:
     """Return the pipeline that runs one target, chosen by weight: A/B tests and canaries.
 
     Args:
-        shares: ``(target, percent)`` pairs; percents are above 0 and sum to 100.
-        key: A function of the value, or any other target. The same key always goes the same way,
-            in every process, until the weights change; by default every call is drawn anew.
+        shares: ``(target, percent)`` pairs; percents sum to 100. One of 0 is never chosen.
+        key: A function of the value; a string: a key of the value if that is a mapping, else an
+            attribute; or any other target. The same key always goes the same way, in every
+            process, until the weights change; by default every call is drawn anew.
 
     Raises:
-        CompositionError: The weights do not sum to 100, or one is not a number above 0.
+        CompositionError: The weights do not sum to 100, or one is no number or below 0.
     """
     if not shares or not all(isinstance(s, tuple) and len(s) == 2 for s in shares):
         raise CompositionError(
             f"rc.split() takes (target, percent) pairs: rc.split((a, 90), (b, 10)); got {shares!r}"
         )
-    by = None if key is None else make_decider("rc.split(): key", key)
+    by = key if key is None or isinstance(key, str) else make_decider("rc.split(): key", key)
     weights = tuple(weight for _, weight in shares)
     for weight in weights:
-        if not is_number(weight) or not weight > 0:
-            raise CompositionError(f"rc.split(): a weight is a number above 0, got {weight!r}")
+        if not is_number(weight) or not weight >= 0:
+            raise CompositionError(f"rc.split(): a weight is a number from 0, got {weight!r}")
     total = sum(weights)
     if abs(total - 100) > 1e-6:
-        raise CompositionError(f"rc.split(): the weights sum to {total:g}, and must sum to 100")
+        raise CompositionError(
+            f"rc.split(): weights are percent; they sum to {total:g}, and must sum to 100"
+        )
     branches = make_branches("split", tuple(target for target, _ in shares))
     return Pipeline(Split("split", branches, by, weights))
 

@@ -149,7 +149,8 @@ class Shadow(Branching):
             if isinstance(result, Stream):
                 async for _ in result:
                     pass
-        except Exception:
+        except Exception as error:
+            ctx.count_failure(error)
             logger.warning(
                 "shadow %r failed; the request is not affected", self.name, exc_info=True
             )

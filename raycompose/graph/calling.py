@@ -16,6 +16,7 @@ from raycompose.flow.streams import Stream
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 _END = object()
+_GENERATORS = (GeneratorType, AsyncGeneratorType)
 
 
 async def call_function(
@@ -31,7 +32,9 @@ async def call_function(
         raise_stray_signal(signal)
         raise
     finally:
-        await close_streams(args)
+        for arg in args:  # as close_streams does, without a coroutine of its own
+            if type(arg) is Stream:
+                await arg.aclose()
 
 
 async def iterate_function(
@@ -76,7 +79,7 @@ def refuse_generator(result: Any, name: str) -> None:
     Raises:
         TypeError: It is one, sync or async.
     """
-    if isinstance(result, GeneratorType | AsyncGeneratorType):
+    if isinstance(result, _GENERATORS):
         raise TypeError(
             f"{name!r} returned a generator, but is not written as one: compose it with "
             "rc.stage(..., stream=True), or yield the items in it"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from raycompose.errors import NoMatchError, mark
+from raycompose.errors import HTTPError, NoMatchError, mark
 from raycompose.flow.arguments import single
 from raycompose.flow.references import awaited
 from raycompose.graph.branches import Branching
@@ -142,15 +142,19 @@ class Split(Choosing):
         value = single(value, self.name)
         point = random.random() * 100 if self.by is None else await self._point(value, ctx)
         for branch, weight in zip(self.branches, self.weights, strict=True):
+            if weight > 0:
+                chosen = branch
             point -= weight
             if point < 0:
-                return await branch.run(value, ctx)
-        return await self.branches[-1].run(value, ctx)  # the weights' sum, rounded, was below 100
+                break
+        return await chosen.run(value, ctx)  # the last, where the sum, rounded, was below 100
 
     async def _point(self, value: Any, ctx: Context) -> float:
         """Where a key falls between 0 and 100; Python's own hash differs between processes."""
         try:
             key = await decide(self.by or "", value, ctx)
+            if key is MISSING:
+                raise HTTPError(422, f"{self.name!r} chooses by {self.by!r}, which is missing")
             if not _is_stable(key):
                 raise TypeError(
                     f"the key of {self.name!r} is {type(key).__name__}, whose text may differ "

@@ -1,7 +1,12 @@
-"""Metrics at Ray's own Prometheus endpoint, through ``ray.serve.metrics``."""
+"""Metrics at Ray's own Prometheus endpoint, through ``ray.serve.metrics``.
 
+A call of Ray's takes longer than a stage that has nothing to do, so calls are collected here, and
+handed to Ray by a thread, some at a time. Ray itself exports its metrics every ten seconds.
+"""
+
+import asyncio
 import functools
-from typing import NamedTuple
+from collections import Counter
 
 from ray.serve import metrics
 
@@ -20,37 +25,54 @@ _COUNTERS = {
 }
 
 
-class _Metrics(NamedTuple):
-    latency: metrics.Histogram
-    counters: dict[str, metrics.Counter]
+_HAND_OVER_S = 0.5
+"""How long calls are collected."""
+
+
+class _Metrics:
+    """Ray's metrics of this replica, and the calls of stages that it does not know of yet."""
+
+    def __init__(self) -> None:
+        self._latency = metrics.Histogram(
+            "raycompose_stage_latency_ms",
+            description="Milliseconds from calling a stage to its result, or a stream's end.",
+            boundaries=_LATENCIES_MS,
+            tag_keys=_TAGS,
+        )
+        self.counters = {
+            name: metrics.Counter(f"raycompose_{name}", description=description, tag_keys=_TAGS)
+            for name, description in _COUNTERS.items()
+        }
+        self._calls: list[tuple[str, str, float]] = []
+
+    def add(self, pipeline: str, stage: str, took_s: float) -> None:
+        """Collect a call of a stage."""
+        if not self._calls:
+            asyncio.get_running_loop().call_later(_HAND_OVER_S, self._hand_over)
+        self._calls.append((pipeline, stage, took_s))
+
+    def _hand_over(self) -> None:
+        calls, self._calls = self._calls, []
+        asyncio.get_running_loop().run_in_executor(None, self._report, calls)
+
+    def _report(self, calls: list[tuple[str, str, float]]) -> None:
+        for pipeline, stage, took_s in calls:
+            self._latency.observe(took_s * 1000, tags={"pipeline": pipeline, "stage": stage})
+        for (pipeline, stage), number in Counter(call[:2] for call in calls).items():
+            self.counters["stage_attempts"].inc(number, tags={"pipeline": pipeline, "stage": stage})
 
 
 @functools.cache
 def _metrics() -> _Metrics | None:
     """This replica's metrics; none outside of a replica, where nothing collects them."""
-    if not _serve.in_replica():
-        return None
-    return _Metrics(
-        metrics.Histogram(
-            "raycompose_stage_latency_ms",
-            description="Milliseconds from calling a stage to its result, or a stream's end.",
-            boundaries=_LATENCIES_MS,
-            tag_keys=_TAGS,
-        ),
-        {
-            name: metrics.Counter(f"raycompose_{name}", description=description, tag_keys=_TAGS)
-            for name, description in _COUNTERS.items()
-        },
-    )
+    return _Metrics() if _serve.in_replica() else None
 
 
 def stage_called(pipeline: str, stage: str, took_s: float) -> None:
     """Record a call of a stage, and how long it took."""
     found = _metrics()
     if found is not None:
-        tags = {"pipeline": pipeline, "stage": stage}
-        found.latency.observe(took_s * 1000, tags=tags)
-        found.counters["stage_attempts"].inc(tags=tags)
+        found.add(pipeline, stage, took_s)
 
 
 def count(counter: str, pipeline: str, stage: str) -> None:

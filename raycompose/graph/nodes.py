@@ -170,7 +170,10 @@ class Stage(Node):
         target = self.target
         with ctx.at(self.name):
             try:
-                args, kwargs = await self._arguments(value, ctx)
+                if self._takes_values and type(value) not in _CARRIERS:
+                    args, kwargs = self.signature.arguments(value)
+                else:
+                    args, kwargs = await self._arguments(value, ctx)
                 result = await (target.leave if leave else target.call)(args, kwargs, ctx)
             except Exception:
                 # The failure of an upstream that it was given by reference is the upstream's.
@@ -225,6 +228,11 @@ class Stage(Node):
         else:
             args, kwargs = await _ARGUMENTS[self.signature.takes](self, value, ctx)
         return self.signature.in_order(args, kwargs) if self.signature.batched else (args, kwargs)
+
+    @cached_property
+    def _takes_values(self) -> bool:
+        """Whether a plain value is an argument as it is, which most are."""
+        return self.signature.takes == "value" and not self.signature.batched
 
     @property
     def first(self) -> "Stage":
@@ -289,6 +297,9 @@ async def _by_stream(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwar
         )
     return (await value.sendable() if stage.target.remote else value,), {}
 
+
+_CARRIERS = frozenset({Arguments, Ref, Stream})
+"""What a value may come in."""
 
 _ARGUMENTS: dict[PassBy, Callable[[Stage, Any, Context], Awaitable[tuple[Args, Kwargs]]]] = {
     "value": _by_value,

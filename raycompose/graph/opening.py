@@ -12,6 +12,7 @@ from ray.serve import Application
 
 from raycompose import _serve
 from raycompose.errors import ApplicationUnavailableError
+from raycompose.flow.references import awaited
 from raycompose.graph.applications import Elsewhere
 from raycompose.graph.context import Context
 from raycompose.graph.engines import Engine
@@ -93,13 +94,21 @@ class _Callee:
         self._host = host
 
     async def call(self, method: str, args: Any, kwargs: Any) -> Any:
+        args, kwargs = await _fetched(args, kwargs)
         return await Running(self._host, method, False).call(args, kwargs, Context())
 
     async def stream(self, method: str, args: Any, kwargs: Any) -> AsyncGenerator[Any, None]:
+        args, kwargs = await _fetched(args, kwargs)
         items = Running(self._host, method, True).stream(args, kwargs, Context())
         async with aclosing(items):
             async for item in items:
                 yield item
+
+
+async def _fetched(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with the values of references, which Ray fetches for its callees, too."""
+    named = {name: await awaited(value) for name, value in kwargs.items()}
+    return tuple([await awaited(value) for value in args]), named
 
 
 def _with_held(found: Mapping[HostedDeployment, Any]) -> dict[HostedDeployment, None]:

@@ -1,7 +1,7 @@
 """What a stage runs, behind one calling convention: that is all the engines differ in."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -55,7 +55,7 @@ class Target:
         """What tells the deployment whose places its calls take from others; ``None``: none."""
         return None
 
-    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
+    def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Awaitable[Any]:
         """Call it and wait for its result. Cancelling the wait cancels the call."""
         raise NotImplementedError
 
@@ -260,8 +260,8 @@ class Inline(Target):
         return is_async(self.function)
 
     @override
-    async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        return await call_function(self.function, args, kwargs, on_loop=self._on_loop)
+    def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Awaitable[Any]:
+        return call_function(self.function, args, kwargs, on_loop=self._on_loop)
 
     @override
     def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
@@ -319,8 +319,11 @@ class Running(Target):
 
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        async with Place(self.host):
+        await self.host.acquire()
+        try:
             return await self._called(args, kwargs)
+        finally:
+            self.host.release()
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:

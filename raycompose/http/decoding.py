@@ -122,8 +122,14 @@ class Decoder:
             return validate(value)
         except pydantic.ValidationError as error:
             if not (isinstance(value, dict) and set(value) == {name}):
-                raise HTTPError(422, _problems(name, error)) from error
+                raise HTTPError(422, self._misfit(value) or _problems(name, error)) from error
         return self._validated(name, value[name])
+
+    def _misfit(self, value: Any) -> str | None:
+        """What is wrong with an object's members, where it stands for one plain value."""
+        if self.signature is None or self.signature.accepts not in SCALARS:
+            return None
+        return self.signature.misfit(value) if isinstance(value, dict) else None
 
     def _validated(self, name: str, value: Any) -> Any:
         if (validate := self._validators.get(name)) is None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from ray.serve import Application
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 from starlette.types import Scope
@@ -115,7 +116,8 @@ class Ingress:
         deadline = earliest(self._timeout_s, timeout_s) if limited else None
         try:
             result = await run(self._graph.root, pack(args, kwargs), ctx, deadline)
-            refuse_application(result, self._giver(ctx))
+            if isinstance(result, Application):
+                refuse_application(result, self._giver(ctx))
         except Exception as error:
             raise (sendable(error) if self._in_replica else error) from error.__cause__
         return result

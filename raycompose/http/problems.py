@@ -70,8 +70,11 @@ def problem(error: Exception, ctx: Context, giver: str | None, *, debug: bool) -
 
 
 def log(error: Exception, ctx: Context) -> None:
-    """Write an error's traceback to the replica's log."""
+    """Write an error's traceback to the replica's log; a line where a place was full."""
     where = failed_stage(error) or ctx.pipeline
+    if isinstance(error, BackPressureError):  # of which there are many at once
+        logger.warning("request %s was refused by stage %r: %s", ctx.request_id, where, error)
+        return
     logger.error("request %s failed in stage %r", ctx.request_id, where, exc_info=error)
 
 

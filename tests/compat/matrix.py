@@ -111,7 +111,8 @@ def install(log: Log, home: Path, row: Row, dists: Dists) -> str:
         *(UV, "pip", "compile", *binary, *resolution, dists.sources / "pyproject.toml"),
         *("--no-annotate", "--no-header", "--output-file", pins),
     )
-    log.run(UV, "pip", "install", *binary, "--constraint", pins, f"{dists.wheel}[dev,notebook]")
+    extras = f"{dists.wheel}[dev,document-search,notebook]"
+    log.run(UV, "pip", "install", *binary, "--constraint", pins, extras)
     return next(line[5:] for line in pins.read_text().splitlines() if line.startswith("ray=="))
 
 

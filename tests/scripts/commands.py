@@ -9,8 +9,7 @@ import os
 import sys
 
 from ray.serve import scripts  # noqa: F401  # what the commands import
-
-from raycompose.cli import main
+from raycompose_cli import main
 
 
 def run(arguments: list[str], out: str, err: str) -> int:

@@ -3,14 +3,18 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # num_gpus=0 says nothing of accelerators
 
 import ray
 from ray import serve
+from ray._private import node, ray_constants  # noqa: TID251  # nothing public starts less
 from ray.serve import Application
 
 import raycompose as rc
@@ -31,18 +35,29 @@ def free_port() -> int:
         return port
 
 
+FOR_NOBODY = ("start_log_monitor", "start_monitor", "start_api_server")
+"""What Ray starts for those who read the driver's output, scale the cluster or look at it."""
+
+
+def is_copied() -> bool:
+    """Tell whether workers are copies of one that has imported Ray; see ``worker_template``."""
+    return sys.platform == "linux" and "COVERAGE_FILE" not in os.environ
+
+
 def start_ray(num_cpus: int, **options: Any) -> None:
     """Start a Ray, never join one that happens to run here, and a quiet Serve on it."""
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        include_dashboard=False,
-        **options,
-    )
-    # It reads the logs of every worker ten times a second, for nobody.
-    ray._private.worker._global_node.kill_log_monitor()  # noqa: TID251
+    patched = mock.patch.multiple(node.Node, **dict.fromkeys(FOR_NOBODY, mock.DEFAULT))
+    template = str(Path(__file__).with_name("worker_template.py"))
+    script = template if is_copied() else ray_constants.SETUP_WORKER_FILENAME
+    with patched, mock.patch.object(ray_constants, "SETUP_WORKER_FILENAME", script):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False,
+            **options,
+        )
     start_serve()
 
 

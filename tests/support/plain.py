@@ -1,6 +1,7 @@
 """Deployments of plain Ray Serve, for the tests of what Ray itself does."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -48,6 +49,14 @@ class _Echo:
 
     async def seen(self) -> dict[str, Any]:
         return {"cancelled": self.cancelled, "produced": self.produced}
+
+    async def text(self, size: int) -> str:
+        return "x" * size
+
+    async def hold(self) -> None:
+        error = ValueError("held")
+        error.__dict__["lock"] = threading.Lock()
+        raise error
 
     async def fail(self, kind: str) -> None:
         if kind == "kept":
