@@ -21,6 +21,7 @@ from benchmarks.sites import MeasuringError, Sites
 TOPICS = ("distributed", "fused", "sizes", "streams", "references", "executor", "bodies",
           "imports", "scaling", "fronts")  # fmt: skip
 """The modules that register rows, which run in this order."""
+_INTERRUPTED = 130
 _BUSY = 0.7
 """The load above which something else runs."""
 
@@ -35,9 +36,16 @@ def measured(row: Row, bench: Bench) -> Iterator[Line]:
         yield Line(row.number, row.title, "", [], note=f"could not be measured: {last}")
 
 
-def measure(rows: Sequence[Row], options: argparse.Namespace, console: Console) -> list[Line]:
-    """Measure the rows in turn, and write the file after each; Ctrl-C ends after the last line."""
+def measure(
+    rows: Sequence[Row], options: argparse.Namespace, console: Console
+) -> tuple[list[Line], bool]:
+    """Measure the rows in turn, and write the file after each.
+
+    Returns:
+        The lines, and whether all rows were measured: Ctrl-C ends after the last line.
+    """
     about, lines, row_s = results.machine(), list[Line](), dict[str, int]()
+    finished = True
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, Sites() as sites:
         task = progress.add_task("", total=len(rows))
@@ -52,12 +60,14 @@ def measure(rows: Sequence[Row], options: argparse.Namespace, console: Console) 
                     progress.console.print(str(line), markup=False, highlight=False)
                     lines.append(line)
             except KeyboardInterrupt:
-                break
+                finished = False
             row_s[row.number] = round(time.perf_counter() - began)
             progress.advance(task)
             how = {"rounds": options.rounds, "seconds": options.seconds, "row_s": row_s}
             results.write(options.out, lines, {**about, **how})
-    return lines
+            if not finished:
+                break
+    return lines, finished
 
 
 def main(console: Console) -> int:
@@ -73,7 +83,7 @@ def main(console: Console) -> int:
     if (busy := os.getloadavg()[0]) > _BUSY:
         console.print(f"The machine is busy (load average {busy:.1f}), so expect a wide spread.")
     began = time.perf_counter()
-    lines = measure(rows, options, console)
+    lines, finished = measure(rows, options, console)
     console.print(results.table(sorted(lines, key=lambda line: results.position(line.row))))
     if left := ", ".join(row.number for row in registry.rows.values() if row not in rows):
         console.print(
@@ -81,7 +91,7 @@ def main(console: Console) -> int:
             highlight=False,
         )
     console.print(f"{time.perf_counter() - began:.0f} s; every sample is in {options.out}")
-    return 0
+    return 0 if finished else _INTERRUPTED
 
 
 def arguments() -> argparse.Namespace:
