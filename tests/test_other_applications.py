@@ -62,12 +62,17 @@ def graph() -> Any:
             "tried": rc.pipeline(lambda v: v["x"], rc.stage(llm, retry=5, name="tried")),
             "else": rc.pipeline(lambda v: v["x"], rc.fallback(llm, lambda x: "no llm")),
             "reference": rc.pipeline(lambda v: v["x"], llm, by_reference),
+            "thread": rc.pipeline(lambda v: v["x"], from_a_thread),
         },
     )
 
 
 async def by_reference(ref: rc.Ref[Any]) -> Any:
     return [await ref]
+
+
+def from_a_thread(x: Any) -> Any:
+    return serve.get_app_handle("llm").remote(x).result(timeout_s=30)
 
 
 def run(app: Any, name: str = "llm") -> None:
@@ -104,6 +109,12 @@ def test_an_application_comes_goes_and_comes_back(client: Any) -> None:
     run(Doubler.bind())
     poll(lambda: ask(client, "call").json() == 14 or None)
     assert ask(client, "deployment").json() == 14
+
+
+def test_a_function_may_use_the_same_application(client: Any) -> None:
+    """Ray Serve gives out one handle for a name; the pipeline's calls leave it as it is."""
+    run(Doubler.bind())
+    assert [ask(client, do).json() for do in ("call", "thread", "call")] == [14, 14, 14]
 
 
 def test_redeployed_under_traffic_no_request_is_lost(client: Any) -> None:

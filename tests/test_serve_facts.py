@@ -226,9 +226,7 @@ def test_a_handle_finds_replicas_on_the_loop_that_it_is_told_to(handles: Handles
     """``_init(_run_router_in_separate_loop=False)``, before a handle is first called."""
 
     async def called() -> tuple[Any, bool]:
-        handle = DeploymentHandle(handles.echo.deployment_name, handles.echo.app_name)
-        _serve.route_on_this_loop(handle)
-        _serve.route_on_this_loop(handle)  # once is enough
+        handle = _serve.on_this_loop(handles.echo)
         response = handle.remote(5)
         await _serve.assigned(response)
         cancelled = handle.options(method_name="sleep").remote("on this loop")

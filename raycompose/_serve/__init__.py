@@ -55,9 +55,9 @@ from raycompose._serve.handles import (
     is_refusal_of,
     object_ref,
     object_ref_gen,
+    on_this_loop,
     options_of,
     ready,
-    route_on_this_loop,
     size,
 )
 from raycompose._serve.hosting import Replica, asgi_of, end_batches, hosted_definition
@@ -142,6 +142,7 @@ __all__ = [
     "methods_of",
     "object_ref",
     "object_ref_gen",
+    "on_this_loop",
     "options_of",
     "own_deployment",
     "own_user_config",
@@ -152,7 +153,6 @@ __all__ = [
     "receives_any_size",
     "replaced",
     "request_context",
-    "route_on_this_loop",
     "routes_of",
     "running",
     "sent_error",

@@ -207,14 +207,19 @@ async def _converted(response: Any, convert: Callable[[], Any]) -> Any:
         raise
 
 
-def route_on_this_loop(handle: Any) -> None:
-    """Have a handle that nobody has called yet find replicas on the running loop.
+def on_this_loop(handle: Any) -> Any:
+    """Return a handle to the same deployment that finds replicas on the running loop.
 
     By default Ray Serve's routers have a thread of their own, and each call crosses to it twice.
     Ray's documented switch for a whole process is ``RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0``.
+    A handle of its own, for Ray Serve gives out the ones that it has: others may call them from
+    threads.
     """
-    if not handle.is_initialized:
-        handle._init(_run_router_in_separate_loop=False)
+    own = DeploymentHandle(
+        handle.deployment_name, handle.app_name, handle_options=handle.handle_options
+    )
+    own._init(_run_router_in_separate_loop=False)
+    return own
 
 
 def by_reference(handle: Any) -> Any:

@@ -113,9 +113,11 @@ class Deployed(Target):
             )
         if _serve.in_replica() and not isinstance(handle, _serve.HandleHere):
             # A stream brings its handle along with every request, and each would get a router.
-            handle = _shared.setdefault((handle.app_name, handle.deployment_name), handle)
-            if _serve.receives_any_size():  # this is the pipeline's own replica
-                _serve.route_on_this_loop(handle)
+            key = (handle.app_name, handle.deployment_name)
+            if key not in _shared:
+                own = _serve.receives_any_size()  # this is the pipeline's own replica
+                _shared[key] = _serve.on_this_loop(handle) if own else handle
+            handle = _shared[key]
         return handle.options(method_name=self.method)
 
     @cached_property
