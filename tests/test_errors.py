@@ -52,7 +52,7 @@ def test_the_documented_tree_agrees_with_the_classes() -> None:
     }
     assert documented() == {name: kind.__bases__[0].__name__ for name, kind in classes.items()}
     # Users catch these by their bases; the rest they raise, or tell apart.
-    by_base = {"ApplicationUnavailableError", "RequestTimeoutError"}
+    by_base = {"ApplicationUnavailableError", "LostAnswerError", "RequestTimeoutError"}
     assert all(getattr(rc, name) is classes[name] for name in classes.keys() - by_base)
 
 

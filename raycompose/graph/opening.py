@@ -8,11 +8,12 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ray import ObjectRef
 from ray.serve import Application
 
 from raycompose import _serve
 from raycompose.errors import ApplicationUnavailableError
-from raycompose.flow.references import awaited
+from raycompose.flow.references import Ref, awaited
 from raycompose.graph.applications import Elsewhere
 from raycompose.graph.context import Context
 from raycompose.graph.engines import Engine
@@ -107,8 +108,12 @@ class _Callee:
 
 async def _fetched(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's arguments with the values of references, which Ray fetches for its callees, too."""
-    named = {name: await awaited(value) for name, value in kwargs.items()}
-    return tuple([await awaited(value) for value in args]), named
+    named = {name: await _value(value) for name, value in kwargs.items()}
+    return tuple([await _value(value) for value in args]), named
+
+
+async def _value(argument: Any) -> Any:
+    return await Ref(argument) if isinstance(argument, ObjectRef) else await awaited(argument)
 
 
 def _with_held(found: Mapping[HostedDeployment, Any]) -> dict[HostedDeployment, None]:

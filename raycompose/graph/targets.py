@@ -131,7 +131,6 @@ class Deployed(Target):
         return {
             "default": self._handle,
             "by reference": _serve.by_reference(self._handle),
-            "by grpc": _serve.by_grpc(self._handle),
         }
 
     @cached_property
@@ -147,9 +146,6 @@ class Deployed(Target):
         response = self._remote(transport.way(args, kwargs), args, kwargs, ctx)
         try:
             result = await result_of(response)
-        except LostAnswerError:
-            transport.distrust()
-            raise
         except Exception as error:
             if not _serve.is_too_large(error):
                 raise

@@ -1,8 +1,9 @@
-"""How the calls of one method travel between replicas: by gRPC, or through the object store.
+"""How the calls of one method travel between replicas: as Ray Serve's default has it, or not.
 
-Ray Serve's default is the object store. gRPC is about twice as fast for small values, has no
-``ObjectRef``s, and refuses requests of more than 4 MiB. So what small plain data a method was seen
-to return, it is asked for by gRPC; from the first other result on it is not.
+By default values go through Ray's object store; with Ray's settings for high throughput by gRPC,
+which is faster for small values, slower for large ones, and refuses requests of more than 4 MiB.
+Large values are kept from it. (Small ones are not sent by it elsewhere: a call by gRPC is no task
+of Ray's, so what the callee itself has called by reference would outlive its cancelling.)
 """
 
 from typing import Any, Literal
@@ -14,28 +15,24 @@ from raycompose.flow.references import Ref
 from raycompose.flow.weights import Weight, weight
 from raycompose.graph.calling import Args, Kwargs
 
-Way = Literal["default", "by reference", "by grpc"]
+Way = Literal["default", "by reference"]
 
 
 class Transport:
     """What a replica of the pipeline knows of the results of one method."""
 
-    __slots__ = ("_is_known", "_results")
+    __slots__ = ("_learns", "_results")
 
     def __init__(self) -> None:
         self._results: Weight | None = None
-        # Elsewhere a large result that comes by gRPC is lost, and the callee would run again.
-        self._is_known = not _serve.receives_any_size()
+        self._learns = _serve.receives_any_size()  # in the pipeline's own replica
 
     def way(self, args: Args, kwargs: Kwargs) -> Way:
         """Return how a call with these arguments travels."""
         if carries_reference(args):
-            # Pickled into a message of gRPC, Ray would pin what an ObjectRef refers to for ever.
-            return "by reference"
-        load = weight((args, kwargs))
-        if load == "heavy" or self._results == "heavy":
-            return "by reference"
-        return "by grpc" if load == self._results == "light" else "default"
+            return "by reference"  # a message of gRPC would pin what an ObjectRef refers to
+        heavy = self._results == "heavy" or weight((args, kwargs)) == "heavy"
+        return "by reference" if heavy else "default"
 
     @property
     def is_heavy(self) -> bool:
@@ -44,13 +41,8 @@ class Transport:
 
     def learn(self, result: Any) -> None:
         """Look at a result, for the calls that follow."""
-        if not self._is_known:
+        if self._learns:
             self._results = weight(result)
-            self._is_known = self._results == "unknown"
-
-    def distrust(self) -> None:
-        """Keep to Ray's default: gRPC could not bring what the method answered."""
-        self._results, self._is_known = "unknown", True
 
 
 def carries_reference(args: Args) -> bool:
