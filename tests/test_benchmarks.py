@@ -207,7 +207,10 @@ def test_the_load_counts_right_answers_alone(body: Any, expected: Any, failure: 
             sender = Sender(f"http://{host}:{port}/", body, expected, "*/*")
             sample = await closed_loop(sender, 2, 0.05)
             sender.close()
-            await asyncio.sleep(0.05)  # as long as the loop takes to close them
+            answering = asyncio.all_tasks() - {asyncio.current_task()}
+            if answering:  # each until its connection is closed
+                await asyncio.wait(answering, timeout=10)
+            await asyncio.sleep(0.05)  # as long as the loop takes to close the sender's
         return sample
 
     sample = asyncio.run(load_once())
