@@ -23,7 +23,7 @@ ROOT = PACKAGE.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = {"grpcio": "grpc", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 """What is imported under another name than it is installed by."""
-OURS = {"raycompose", "raycompose_cli"}
+OURS = {"raycompose", "raycompose_cli", "tomllib"}  # which Python 3.10 does not have
 IN_NOTEBOOKS = {"IPython"}
 """Imported only where a notebook has already imported it."""
 NOWHERE = {"a_package_that_is_not_installed", "some_package_of_mine"}
