@@ -232,10 +232,13 @@ def test_a_handle_finds_replicas_on_the_loop_that_it_is_told_to(handles: Handles
         cancelled = handle.options(method_name="sleep").remote("on this loop")
         await _serve.assigned(cancelled)
         _serve.cancel(cancelled)
+        seen = handles.echo.seen
+        await asyncio.to_thread(  # on this loop Ray hands the cancelling over
+            until, lambda: "on this loop" in seen.remote().result()["cancelled"]
+        )
         return await response, response._is_router_running_in_separate_loop
 
     assert asyncio.run(called()) == (5, False)
-    until(lambda: "on this loop" in handles.echo.seen.remote().result()["cancelled"])
 
 
 def test_the_size_of_a_result_is_known_without_fetching_it(handles: Handles) -> None:

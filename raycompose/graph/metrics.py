@@ -53,7 +53,10 @@ class _Metrics:
 
     def _hand_over(self) -> None:
         calls, self._calls = self._calls, []
-        asyncio.get_running_loop().run_in_executor(None, self._report, calls)
+        try:
+            asyncio.get_running_loop().run_in_executor(None, self._report, calls)
+        except RuntimeError:  # this process is ending, and its threads are
+            self._report(calls)
 
     def _report(self, calls: list[tuple[str, str, float]]) -> None:
         for pipeline, stage, took_s in calls:
