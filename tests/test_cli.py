@@ -10,14 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import requests
 from support.cluster import free_port
-from support.commands import Done, commands
+from support.commands import Commands, commands
 from support.waiting import until
 
 pytestmark = pytest.mark.cluster
@@ -26,19 +27,25 @@ APPS = Path(__file__).parent / "apps"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SEEDS = Path(__file__).parent / "seeds"
 START_S = 150
-Command = Callable[..., Done]
 
 
 class Run:
     """A running ``raycompose run`` and what it has printed."""
 
-    def __init__(self, *arguments: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, command: Commands | None = None) -> None:
         self.port = free_port()
         self.log = log
-        command = [*COMMAND, *arguments, "--port", str(self.port)]
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                command,
+        log.touch()
+        arguments = (*arguments, "--port", str(self.port))
+        self.process = self._start(arguments, command)
+
+    def _start(self, arguments: tuple[str, ...], command: Commands | None) -> Any:
+        if command is not None:
+            streams = [os.devnull, str(self.log), str(self.log)]
+            return command.start("run", *arguments, streams=streams)
+        with self.log.open("w") as output:
+            return subprocess.Popen(
+                [*COMMAND, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -58,12 +65,13 @@ class Run:
 
     def interrupt(self, how: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(how)
-        return self.process.wait(START_S)
+        status: int = self.process.wait()
+        return status
 
 
 @contextlib.contextmanager
-def running(*arguments: str, log: Path) -> Iterator[Run]:
-    run = Run(*arguments, log=log)
+def running(*arguments: str, log: Path, command: Commands | None = None) -> Iterator[Run]:
+    run = Run(*arguments, log=log, command=command)
     try:
         yield run.until_up()
     finally:
@@ -72,7 +80,7 @@ def running(*arguments: str, log: Path) -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Runs ``raycompose`` with arguments, where it ends by itself."""
     with commands(tmp_path_factory.mktemp("commands")) as run:
         yield run
@@ -94,17 +102,19 @@ def test_hello_is_served_called_by_the_curl_line_shown_and_ended_by_ctrl_c(tmp_p
         assert "Traceback" not in run.output
 
 
-def test_an_app_builder_gets_its_arguments_and_cpus_for_all_its_replicas(tmp_path: Path) -> None:
+def test_an_app_builder_gets_its_arguments_and_cpus_for_all_its_replicas(
+    command: Commands, tmp_path: Path
+) -> None:
     """Four deployments of a CPU each start on any machine; SIGTERM ends it as Ctrl-C does."""
     arguments = ("four:build", "text=<", "--app-dir", str(APPS), "--route-prefix", "/four")
-    with running(*arguments, "--name", "quartet", log=tmp_path / "log") as run:
+    with running(*arguments, "--name", "quartet", log=tmp_path / "log", command=command) as run:
         url = f"http://127.0.0.1:{run.port}/four"
         assert requests.post(url, json="x").text == "<<<<x"
         assert f"{url}/" in run.output
         assert run.interrupt(signal.SIGTERM) == 0, run.output
 
 
-def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(command: Command) -> None:
+def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(command: Commands) -> None:
     """Ray exits with status 0 when a constructor raises; we exit with 1 and name the deployment."""
     done = command("run", "broken:app", "--app-dir", str(APPS), "--port", str(free_port()))
     assert done.status == 1, done
@@ -112,7 +122,7 @@ def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(command: C
     assert "weights.bin is missing" in done.err, done
 
 
-def test_what_waits_for_too_long_ends_with_the_reason(command: Command, tmp_path: Path) -> None:
+def test_what_waits_for_too_long_ends_with_the_reason(command: Commands, tmp_path: Path) -> None:
     """``--timeout-s``: status 1, and what the replicas lack; ``-v`` shows Ray's own lines."""
     (tmp_path / "greedy.py").write_text(
         "from ray import serve\n"
@@ -133,17 +143,14 @@ def test_what_waits_for_too_long_ends_with_the_reason(command: Command, tmp_path
 class Terminal(Run):
     """A ``raycompose run`` that writes to a terminal."""
 
-    def __init__(self, *arguments: str, log: Path) -> None:
-        self.port = free_port()
-        self.log = log
-        ours, theirs = pty.openpty()
-        command = [*COMMAND, *arguments, "--port", str(self.port)]
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-        )
-        os.close(theirs)
-        threading.Thread(target=self._read, args=(ours,), daemon=True).start()
+    def _start(self, arguments: tuple[str, ...], command: Commands | None) -> Any:
+        assert command is not None
+        ours, self.terminal = pty.openpty()
+        streams = [os.ttyname(self.terminal)] * 3
+        environment = {"TERM": "xterm", "COLUMNS": "80"}
+        self.reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        self.reader.start()
+        return command.start("run", *arguments, streams=streams, **environment)
 
     def _read(self, terminal: int) -> None:
         with self.log.open("wb") as log, contextlib.suppress(OSError):  # the terminal is gone
@@ -151,8 +158,16 @@ class Terminal(Run):
                 log.write(data)
                 log.flush()
 
+    def interrupt(self, how: signal.Signals = signal.SIGINT) -> int:
+        status = super().interrupt(how)
+        os.close(self.terminal)  # the last that has it open
+        self.reader.join()
+        return status
 
-def test_changes_are_deployed_again_and_a_terminal_has_a_live_table(tmp_path: Path) -> None:
+
+def test_changes_are_deployed_again_and_a_terminal_has_a_live_table(
+    command: Commands, tmp_path: Path
+) -> None:
     """``--reload`` notices a change of any module, and lives through a syntax error."""
     app, words = tmp_path / "greeting.py", tmp_path / "words.py"
     words.write_text("HELLO = 'Hello'\n")
@@ -164,8 +179,8 @@ def test_changes_are_deployed_again_and_a_terminal_has_a_live_table(tmp_path: Pa
         "    return f'{HELLO}, {name}'\n"
         "app = greet.bind().then(str.upper)\n"
     )
-    run = Terminal("greeting:app", "--app-dir", str(tmp_path), "--reload", log=tmp_path / "log")
-    run.log.touch()
+    arguments = ("greeting:app", "--app-dir", str(tmp_path), "--reload")
+    run = Terminal(*arguments, log=tmp_path / "log", command=command)
 
     def answers() -> str:
         return requests.post(f"http://127.0.0.1:{run.port}/", data='"Dora"', timeout=30).text
@@ -207,18 +222,19 @@ def test_the_shell_completes_commands_and_options() -> None:
     assert {"--reload", "--route-prefix", "--runtime-env"} <= completed("raycompose run --r")
 
 
-def test_a_module_that_deploys_itself_runs_as_it_is(tmp_path: Path) -> None:
+def test_a_module_that_deploys_itself_runs_as_it_is(command: Commands, tmp_path: Path) -> None:
     """The second seed's file, which calls serve.run without raycompose, works with --port."""
     source = (SEEDS / "then_pipeline.py").read_text()
     bare = re.sub(r"^import raycompose.*\n", "", source, flags=re.MULTILINE)
     assert "raycompose" not in bare.replace("# ", "")
     (tmp_path / "seed.py").write_text(bare)
-    with running("seed:app", "--app-dir", str(tmp_path), log=tmp_path / "log") as run:
+    arguments = ("seed:app", "--app-dir", str(tmp_path))
+    with running(*arguments, log=tmp_path / "log", command=command) as run:
         answer = requests.post(f"http://127.0.0.1:{run.port}/", json={"data": "hello world"})
         assert answer.text == "Final output: Inferred result: HELLO WORLD"
 
 
-def test_a_config_file_runs_with_what_it_overrides(tmp_path: Path) -> None:
+def test_a_config_file_runs_with_what_it_overrides(command: Commands, tmp_path: Path) -> None:
     """`serve build` writes a config; changed, `raycompose run` runs it."""
     config = tmp_path / "config.yaml"
     serve = str(Path(sys.executable).with_name("serve"))
@@ -230,7 +246,8 @@ def test_a_config_file_runs_with_what_it_overrides(tmp_path: Path) -> None:
     changed = text.replace("- name: Prefix_3", "- name: Prefix_3\n    num_replicas: 2", 1)
     assert changed != text
     config.write_text(changed)
-    with running(str(config), "--app-dir", str(APPS), log=tmp_path / "log") as run:
+    arguments = (str(config), "--app-dir", str(APPS))
+    with running(*arguments, log=tmp_path / "log", command=command) as run:
         assert requests.post(f"http://127.0.0.1:{run.port}/", json="x").text == ">>>>x"
         assert "Prefix_3: 2 replicas up" in run.output
 
@@ -248,7 +265,7 @@ def test_a_config_file_runs_with_what_it_overrides(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_run_is_one_clear_line(
-    command: Command, arguments: list[str], status: int, message: str
+    command: Commands, arguments: list[str], status: int, message: str
 ) -> None:
     """No traceback for what the user mistyped; their own code's line where their code fails."""
     returned, _, text = command("run", *arguments, "--app-dir", str(APPS))
@@ -259,7 +276,7 @@ def test_what_cannot_run_is_one_clear_line(
     assert len(text.strip().splitlines()) == 1 or theirs, text
 
 
-def test_a_port_in_use_is_said(command: Command) -> None:
+def test_a_port_in_use_is_said(command: Commands) -> None:
     """Rather than time out behind a proxy that cannot listen."""
     import socket
 

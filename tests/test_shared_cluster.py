@@ -58,7 +58,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, str(START), str(port)],
-            env=environment,
+            env={**environment, "PYTHONPATH": str(START.parents[1])},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -1,4 +1,7 @@
-"""Values of any size between replicas: none is lost, no stage runs twice, errors are the user's."""
+"""How values travel between replicas: by gRPC when they are small, by Ray's object store else.
+
+A NumPy array tells the way it came: from the object store it is read-only.
+"""
 
 # mypy does not see what Ray's decorators add: .bind.
 # mypy: disable-error-code="attr-defined"
@@ -102,11 +105,11 @@ class First:
 
 @serve.deployment(**here)
 class Second:
-    """Tells the size of what came."""
+    """Tells the size of what came, and how it came."""
 
     async def __call__(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            return {"size": value.nbytes}
+            return {"size": value.nbytes, "by grpc": value.flags.writeable}
         if isinstance(value, dict):
             return {"size": await value["ref"]}
         if isinstance(value, int):
@@ -145,6 +148,18 @@ def chain(client: rc.Client, size: int, make: str = "array", **more: Any) -> Any
     return client.call(call, timeout_s=60)
 
 
+def learned(client: rc.Client) -> None:
+    """Have the pipeline know that what the first stage returns is small."""
+    until(lambda: chain(client, 800)["by grpc"])
+
+
+def test_small_values_go_by_grpc_and_large_ones_do_not(client: rc.Client) -> None:
+    """From the second request of a size on each value travels the way that is best for it."""
+    for size in (8_000, 80_000, 8_000_000, 80_000, 2_000_000, 8_000):
+        chain(client, size)
+        assert chain(client, size) == {"size": size, "by grpc": size < 500_000}
+
+
 @pytest.mark.parametrize("make", ["array", "text", "number"])
 def test_any_size_arrives_and_no_stage_runs_twice(client: rc.Client, make: str) -> None:
     """Sizes that grow and shrink from one request to the next, sixteen at once."""
@@ -162,7 +177,7 @@ def test_any_size_arrives_and_no_stage_runs_twice(client: rc.Client, make: str) 
 
 
 def test_requests_of_any_size_arrive(client: rc.Client) -> None:
-    """What looks small and is not, too."""
+    """What a replica refuses as too large for gRPC is sent again, through the object store."""
     for size in (10, 5_000_000, 10, 4_194_304, 10, 30_000_000, 10):
         number = 1 << size * 8
         assert client.call({"do": "back", "value": number}, timeout_s=60)["value"] == number
@@ -170,15 +185,18 @@ def test_requests_of_any_size_arrive(client: rc.Client) -> None:
         assert client.call({"do": "back", "value": text}, timeout_s=60)["value"] == text
 
 
-def test_results_that_hold_references_arrive(client: rc.Client) -> None:
-    """A result with an ObjectRef inside arrives whole, also behind small and large ones."""
-    for size in (8, 8_000_000):
-        for n in range(3):
-            chain(client, size)
-            assert chain(client, n, "reference") == {"size": n}
+def test_results_that_hold_references_keep_to_ray(client: rc.Client) -> None:
+    """A result with an ObjectRef inside arrives whole, also behind small ones; then Ray keeps it.
+
+    Pickled into a message of gRPC, an ObjectRef pins what it refers to for good.
+    """
+    learned(client)
+    for n in range(5):
+        assert chain(client, n, "reference") == {"size": n}
+    assert not chain(client, 80_000)["by grpc"]  # what it returned once it may return again
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def known(deploy: Deploy) -> rc.Client:
     """A pipeline of its own: what it learns is its own."""
     made = deploy(
@@ -189,8 +207,8 @@ def known(deploy: Deploy) -> rc.Client:
     return made
 
 
-def test_exceptions_are_the_users_own(known: rc.Client) -> None:
-    """Behind results that were seen, too, and whatever their constructors ask for."""
+def test_exceptions_by_grpc_are_the_users_own(known: rc.Client) -> None:
+    """Exceptions arrive as through the object store, whatever their constructors ask for."""
 
     def raised(make: str) -> Any:
         with pytest.raises(Exception) as caught:  # noqa: PT011  # looked at below
@@ -198,15 +216,19 @@ def test_exceptions_are_the_users_own(known: rc.Client) -> None:
         assert rc.failed_stage(caught.value) == "first", caught.value
         return caught.value
 
-    raised("keywords")
+    keywords = raised("keywords")
+    assert isinstance(keywords, Keywords)
+    assert keywords.code == 7
     http = raised("http")
     assert (http.status_code, http.detail) == (409, {"size": 7})
     assert "lock" in str(raised("lock"))
-    assert "held" in str(raised("held"))
+    held = raised("held")
+    assert "the log of the stage's replica has its traceback" in str(held)
+    assert "held" in str(raised("held"))  # from then on as Ray itself sends it
     raised("cancelled")
 
 
-def test_a_call_is_cancelled(known: rc.Client, tmp_path: Path) -> None:
+def test_a_call_by_grpc_is_cancelled(known: rc.Client, tmp_path: Path) -> None:
     """A deadline that passes cancels the method that runs, wherever the call is on its way."""
     file = tmp_path / "cancelled"
     with pytest.raises(TimeoutError):
@@ -214,7 +236,7 @@ def test_a_call_is_cancelled(known: rc.Client, tmp_path: Path) -> None:
     until(file.exists)
 
 
-def test_a_replica_that_dies_in_a_call(known: rc.Client, tmp_path: Path) -> None:
+def test_a_replica_that_dies_in_a_call_by_grpc(known: rc.Client, tmp_path: Path) -> None:
     """It is an error that says so and names the stage; the method ran once; then all is well."""
     file = tmp_path / "ran"
     with pytest.raises(Exception, match=r"unavailable|died|no answer") as caught:

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import Unpack
 
 from raycompose import _serve
+from raycompose.compose.callers import may_call
 from raycompose.compose.checks import (
     check_constructor,
     check_name,
@@ -257,7 +258,7 @@ def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] |
 def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:
     deployment = _serve.deployment_of(app)
     definition, name = deployment.func_or_class, deployment.name
-    target = Deployed(app, method)
+    target = Deployed(app, method, may_call(deployment))
     check_constructor(app)
     if isinstance(definition, str):  # an import path: nothing to look at
         return target, None, name

@@ -83,12 +83,14 @@ class Deployed(Target):
         app: The bound deployment. In a replica Ray has put its ``DeploymentHandle`` in its place.
             Or the handle of a deployment that runs already.
         method: The method's name.
+        may_call: Whether the method may call others through Ray.
     """
 
     remote: ClassVar[bool] = True
     starts: ClassVar[bool] = True
     app: Application | DeploymentHandle[Any]
     method: str
+    may_call: bool = True
 
     @property
     def is_bound(self) -> bool:
@@ -131,6 +133,7 @@ class Deployed(Target):
         return {
             "default": self._handle,
             "by reference": _serve.by_reference(self._handle),
+            "by grpc": _serve.by_grpc(self._handle),
         }
 
     @cached_property
@@ -140,12 +143,18 @@ class Deployed(Target):
     def _remote(self, way: Way, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         return _routed(self._handles[way], ctx).remote(*args, **kwargs)
 
+    def _transport(self, ctx: Context) -> Transport:
+        return ctx.engine.state(self._key, partial(Transport, self.may_call))
+
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        transport = ctx.engine.state(self._key, Transport)
+        transport = self._transport(ctx)
         response = self._remote(transport.way(args, kwargs), args, kwargs, ctx)
         try:
             result = await result_of(response)
+        except LostAnswerError:
+            transport.distrust()
+            raise
         except Exception as error:
             if not _serve.is_too_large(error):
                 raise
@@ -155,7 +164,7 @@ class Deployed(Target):
 
     @override
     async def leave(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        transport = ctx.engine.state(self._key, Transport)
+        transport = self._transport(ctx)
         if not transport.is_heavy:
             return await self.call(args, kwargs, ctx)
         response = self._remote("by reference", args, kwargs, ctx)

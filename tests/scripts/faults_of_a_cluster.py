@@ -18,7 +18,7 @@ from ray import serve
 from ray._private import utils  # noqa: TID251  # nothing public keeps a cluster to itself
 from ray.cluster_utils import Cluster
 from support import load
-from support.cluster import start_serve
+from support.cluster import start_less, start_serve
 from support.load import Asked, Load, Square, fronted
 from support.waiting import until
 
@@ -99,6 +99,7 @@ def main(times: int) -> None:
         "resources": {"stage": 1},
     }
     head = {**node, "resources": {"stage": 1, "head": 1}, "_system_config": SOON}
+    start_less()
     # Else every ray.init on this machine that asks for a cluster of its own would join this one.
     utils.write_ray_address = lambda _: None
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -18,7 +18,7 @@ import ray
 from ray import ObjectRef, serve
 from ray._private import utils  # noqa: TID251  # nothing public keeps a cluster to itself
 from ray.cluster_utils import Cluster
-from support.cluster import start_serve
+from support.cluster import start_less, start_serve
 from support.gate import build_gate, gate
 from support.waiting import until
 
@@ -207,6 +207,7 @@ def main() -> None:
     """Run every case and print what came out."""
     node = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
     head = {**node, "resources": {"head": 1}, "_system_config": NOTICE_SOON}
+    start_less()
     # Else every ray.init on this machine that asks for a cluster of its own would join this one.
     utils.write_ray_address = lambda _: None
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -1,10 +1,12 @@
 """Start a cluster with an application of somebody's on it, print its address, stay until killed."""
 
+import os
 import sys
 import time
 
 import ray
 from ray import serve
+from support.cluster import start_less
 
 
 @serve.deployment  # type: ignore[untyped-decorator]  # Ray's
@@ -13,6 +15,8 @@ def theirs(request: object) -> str:
 
 
 def main(port: int) -> None:
+    start_less()
+    os.environ["RAY_AUTH_MODE"] = "token"  # which the tests' own clusters want none of
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"port": port})
     serve.run(theirs.bind(), name="theirs", route_prefix="/theirs")
