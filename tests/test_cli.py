@@ -99,7 +99,7 @@ def test_hello_is_served_called_by_the_curl_line_shown_and_ended_by_ctrl_c(tmp_p
         assert run.interrupt() == 0, run.output
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive
-        assert "Traceback" not in run.output
+        assert "Traceback" not in run.output, run.output
 
 
 def test_an_app_builder_gets_its_arguments_and_cpus_for_all_its_replicas(
@@ -123,7 +123,10 @@ def test_a_deployment_that_fails_ends_it_with_status_1_and_the_reason(command: C
 
 
 def test_what_waits_for_too_long_ends_with_the_reason(command: Commands, tmp_path: Path) -> None:
-    """``--timeout-s``: status 1, and what the replicas lack; ``-v`` shows Ray's own lines."""
+    """``--timeout-s``: status 1 and what the replicas lack, and what never was up ends at once.
+
+    ``-v`` shows Ray's own lines.
+    """
     (tmp_path / "greedy.py").write_text(
         "from ray import serve\n"
         "@serve.deployment(ray_actor_options={'num_gpus': 1})\n"
@@ -132,12 +135,14 @@ def test_what_waits_for_too_long_ends_with_the_reason(command: Commands, tmp_pat
         "        return x\n"
         "app = Greedy.bind().then(lambda x: x)\n"
     )
-    arguments = ("run", "greedy:app", "--app-dir", str(tmp_path), "--port", str(free_port()))
-    done = command(*arguments, "--timeout-s", "3", "-v")
-    assert done.status == 1, done
-    assert "not up within --timeout-s 3" in done.err
-    assert "needs 1 GPU" in done.err
-    assert "Started a local Ray instance" in done.out + done.err
+    arguments = ("greedy:app", "--app-dir", str(tmp_path), "--timeout-s", "3", "-v")
+    run = Run(*arguments, log=tmp_path / "log", command=command)
+    until(lambda: "Error: not up within --timeout-s 3" in run.output, START_S)
+    said = time.monotonic()
+    assert run.process.wait() == 1, run.output
+    assert time.monotonic() - said < 15, "20 s are what Ray Serve gives a replica to end"
+    assert "needs 1 GPU" in run.output
+    assert run.output.count("Started a local Ray instance") == 1, "no other Ray is started"
 
 
 class Terminal(Run):
@@ -199,7 +204,7 @@ def test_changes_are_deployed_again_and_a_terminal_has_a_live_table(
     finally:
         status = run.interrupt()
     assert status == 0, run.output
-    assert "Traceback" not in run.output
+    assert "Traceback" not in run.output, run.output
 
 
 def test_the_shell_completes_commands_and_options() -> None:

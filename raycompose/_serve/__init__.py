@@ -30,6 +30,7 @@ from raycompose._serve.cluster import (
     running,
     settings_in_force,
     show_worker_logs,
+    start_no_other_ray,
 )
 from raycompose._serve.deployments import (
     autoscaling_config,
@@ -160,6 +161,7 @@ __all__ = [
     "settings_in_force",
     "show_worker_logs",
     "size",
+    "start_no_other_ray",
     "task_function",
     "text_of_unsendable",
     "unwrap",

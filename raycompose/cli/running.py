@@ -43,8 +43,8 @@ def serve_run(options: Options) -> int:
         if options.blocking:
             _stay(options)
     except Problem as problem:
+        fail(problem)  # at once: the end may take its time
         _shut_down()
-        fail(problem)
         return problem.status
     except KeyboardInterrupt:
         typer.echo("\nShutting down.")
@@ -72,6 +72,7 @@ def _shut_down() -> None:
     from .watching import _states
 
     _serve.hush_worker_logs()
+    _serve.start_no_other_ray()  # a thread may still wait for the applications
     if session.address is not None:
         others = sorted(set(_states()) - set(session.names))
         if others:

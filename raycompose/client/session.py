@@ -97,8 +97,13 @@ class Session:
             if not self._owns_ray:
                 for name in self._owners:
                     serve.delete(name)
+            up = [app.status == "RUNNING" for app in _serve.applications().values()]
             self._owners = {}
-            if self._owns_ray or (self._owns_serve and not self.others()):
+            if self._owns_ray:
+                # What is not up answers nobody; Serve would wait 20 s for replicas without a place.
+                if any(up) or not up:
+                    serve.shutdown()
+            elif self._owns_serve and not self.others():
                 serve.shutdown()
         except (RayError, RayServeException):
             pass  # the cluster has gone by itself

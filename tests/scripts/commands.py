@@ -19,7 +19,7 @@ import raycompose  # noqa: F401  # what the commands import
 def run(arguments: list[str], streams: list[str], environment: dict[str, str]) -> int:
     """Run the command line as the installed command does, and return its exit status."""
     for standard, file in enumerate(streams):
-        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOCTTY), standard)
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOCTTY), standard)
     os.environ.update(environment)
     sys.argv = ["raycompose", *arguments]
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import requests
 from conformance import test_conformance as conformance
 from conformance.cases import STREAMING, UNARY, app
-from support.cluster import free_port
+from support.cluster import free_port, start_less
 
 import raycompose as rc
 from raycompose import _serve
@@ -30,6 +30,7 @@ def failures(check: Callable[..., None], client: rc.Client, cases: list[Any]) ->
 
 
 def main() -> dict[str, Any]:
+    start_less()
     before = dict(os.environ)
     session.open(16, fast=True, include_dashboard=False)  # as rc.run does, with CPUs to spare
     session.start_serve(http_options={"port": free_port()})

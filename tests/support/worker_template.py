@@ -24,6 +24,7 @@ IMPORTED = (
     "ray.serve._private.controller",
     "ray.serve._private.proxy",
     "ray.serve._private.replica",
+    "raycompose",
 )
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
