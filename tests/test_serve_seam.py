@@ -559,19 +559,6 @@ def test_worker_logs_can_be_hushed(
     assert capsys.readouterr().out == ""
 
 
-def test_ray_does_not_start_by_itself_once_it_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``enable_auto_connect``, which Ray's calls look at before they start a Ray."""
-    hook = vars(serve_cluster)["auto_init_hook"]
-    monkeypatch.setattr(hook, "enable_auto_connect", True)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    started: list[str] = []
-    monkeypatch.setattr(ray, "init", lambda: started.append("ray"))
-    hook.auto_init_ray()
-    _serve.start_no_other_ray()
-    hook.auto_init_ray()
-    assert started == ["ray"]
-
-
 def test_a_config_is_deployed_by_the_client_of_serve(cluster: None) -> None:
     """``deploy_apps`` takes a ``ServeDeploySchema``; tests of the command line run one."""
     client = context._get_global_client()

@@ -30,7 +30,6 @@ from raycompose._serve.cluster import (
     running,
     settings_in_force,
     show_worker_logs,
-    start_no_other_ray,
 )
 from raycompose._serve.deployments import (
     autoscaling_config,
@@ -161,7 +160,6 @@ __all__ = [
     "settings_in_force",
     "show_worker_logs",
     "size",
-    "start_no_other_ray",
     "task_function",
     "text_of_unsendable",
     "unwrap",

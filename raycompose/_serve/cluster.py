@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ray
-from ray._private import auto_init_hook, worker
+from ray._private import worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Cython
@@ -52,14 +52,6 @@ def show_worker_logs(show: Callable[[dict[str, Any]], None]) -> None:
 def hush_worker_logs() -> None:
     """Show nothing more of what workers write: how Serve's own end is nobody's concern."""
     worker._worker_logs_enabled = False
-
-
-def start_no_other_ray() -> None:
-    """Keep Ray's calls in other threads from starting a Ray, once this process has ended its own.
-
-    Ray's documented switch is ``RAY_ENABLE_AUTO_CONNECT``, which is read when Ray is imported.
-    """
-    auto_init_hook.enable_auto_connect = False
 
 
 def deploy_config(config: Mapping[str, Any]) -> None:

@@ -72,7 +72,6 @@ def _shut_down() -> None:
     from .watching import _states
 
     _serve.hush_worker_logs()
-    _serve.start_no_other_ray()  # a thread may still wait for the applications
     if session.address is not None:
         others = sorted(set(_states()) - set(session.names))
         if others:
@@ -185,7 +184,9 @@ def deploy(options: Options, apps: list[Any]) -> None:
         _refuse_to_replace(apps)
         ask = partial(_serve.deploy_config, config(options.target))
     else:
-        ask = partial(serve.run, apps[0].app, name=options.name, route_prefix=options.route_prefix)
+        target = serve.RunTarget(apps[0].app, options.name, options.route_prefix)
+        # As serve.run does, which then waits itself: in a thread that would outlive its Ray.
+        ask = partial(serve.run_many, [target], wait_for_applications_running=False)
     for named in apps:
         session.take(named.name)
     names = [named.name for named in apps]

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from .failures import last_line, users_traceback
@@ -34,7 +34,7 @@ class Watch:
         """Deploy, and block until all is up.
 
         Args:
-            deploy: Asks Ray Serve for the applications; may block until they are up.
+            deploy: Asks Ray Serve for the applications.
             check: Raises when the user has asked for the end.
 
         Raises:
@@ -42,7 +42,7 @@ class Watch:
         """
         deploying = _Deploying(deploy)
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
-        with self._shown() as show:
+        with closing(deploying), self._shown() as show:
             while True:
                 check()
                 apps = _states()
@@ -121,6 +121,10 @@ class _Deploying:
     @property
     def done(self) -> bool:
         return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Let it end before Ray does, which would start again for its calls."""
+        self._thread.join(_PATIENCE_S)
 
     def _run(self) -> None:
         try:
