@@ -17,12 +17,15 @@ $(DOCS): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
-.PHONY: run test test-fast test-pythons compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
+.PHONY: run test test-clusters test-fast test-pythons compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
 run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/clusters
+
+test-clusters: $(INSTALLED) ## Run those that start clusters of their own: several nodes, other settings, faults
+	$(BIN)/pytest tests/clusters
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster
 	$(BIN)/pytest -m "not cluster"
@@ -50,7 +53,7 @@ soak: $(INSTALLED) ## Look for leaks at full length: 10,000 requests of each kin
 	RAYCOMPOSE_SOAK=1 $(BIN)/pytest tests/test_leaks.py
 
 chaos: $(INSTALLED) ## Run the tests of faults and of deadlines under load, longer and more often
-	RAYCOMPOSE_CHAOS=1 $(BIN)/pytest --numprocesses=0 tests/test_faults.py tests/test_deadlines_deployed.py tests/test_budgets_deployed.py
+	RAYCOMPOSE_CHAOS=1 $(BIN)/pytest --numprocesses=0 tests/clusters/test_faults.py tests/test_deadlines_deployed.py tests/test_budgets_deployed.py
 
 coverage: $(INSTALLED) ## Run the tests and measure what they cover, in replicas too
 	rm -f .coverage .coverage.*

@@ -29,11 +29,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 LONGEST_FIRST = (
     "test_cli.py",
-    "test_faults.py",
     "test_examples.py",
     "test_leaks.py",
     "test_cancellation.py",
-    "test_nodes_of_a_cluster.py",
 )
 """So that at the end neither of two workers waits long for the other; in `make test` they take
 most of the time."""

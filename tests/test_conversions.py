@@ -477,32 +477,6 @@ def test_a_replica_that_dies_is_an_error(by_hand: dict[str, Handles], mode: str)
     run(flow())
 
 
-# --- Other clusters -------------------------------------------------------------------------------
-
-
-@pytest.mark.cluster
-def test_everything_works_where_grpc_is_the_default() -> None:
-    """With RAY_SERVE_USE_GRPC_BY_DEFAULT=1 for the whole cluster everything gives the same."""
-    found = found_by(start("references_by_grpc.py", RAY_SERVE_USE_GRPC_BY_DEFAULT="1"))
-    assert found == {
-        "Ray's own conversion": "RuntimeError",
-        "by_ref": ["ObjectRef", "x"],
-        "by_ref_sync": ["x"],
-        "structure": {"a": [1, [2]], "b": 3},
-        "to_object_ref": "X",
-        "to_object_ref_sync": "X",
-        "to_object_ref_gen": [0, 1, 2],
-        "to_object_ref_gen_sync": [0, 1, 2],
-        "inside a replica": "got value",
-        "pipeline": "got value",
-        "pipeline, listed": "got value",
-        "pipeline, task first": "got value",
-        "failed upstream": ["Refused", "Slow"],
-        "task between": "VALUE!",
-        "stream": [0, 1, 2],
-    }
-
-
 def test_references_work_without_ray() -> None:
     """In local testing mode, without Ray, references are ``rc.Ref``s that are awaited the same."""
     found = found_by(start("references_without_ray.py"))

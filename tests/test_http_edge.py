@@ -50,7 +50,7 @@ def edge(cluster: None, end_later: Any) -> Iterator[Edge]:
 
 
 pytestmark = pytest.mark.timeout(1800 if FUZZ else 180)
-EXAMPLES = examples(25, long=1000)
+EXAMPLES = examples(8, long=1000)
 """How many requests each sender sends; ``make fuzz`` sends the many."""
 AT_ONCE = 8
 """How many senders there are at once, each with its own requests and its own connection."""

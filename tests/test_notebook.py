@@ -6,6 +6,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import ray
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
@@ -18,8 +19,12 @@ def outputs(cell: Any) -> str:
 
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")  # of the kernel's client, in this process
-def test_the_notebook_runs_from_top_to_bottom() -> None:
+def test_the_notebook_runs_from_top_to_bottom(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pictures, blocking calls, a class redefined in a cell, a bar; and no cell is flooded."""
+    # On a cluster that runs: tests of the command line start one of their own.
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
         notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": "/tmp"}}

@@ -20,8 +20,9 @@ import raycompose as rc
 from raycompose.client import cluster as clusters
 
 COMMAND = str(Path(sys.executable).with_name("raycompose"))
-APPS = Path(__file__).parent / "apps"
-START = Path(__file__).parent / "scripts" / "shared_cluster.py"
+TESTS = Path(__file__).parents[1]
+APPS = TESTS / "apps"
+START = TESTS / "scripts" / "shared_cluster.py"
 TOKEN = "0123456789abcdef" * 4
 START_S = 150
 
@@ -58,7 +59,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, str(START), str(port)],
-            env={**environment, "PYTHONPATH": str(START.parents[1])},
+            env={**environment, "PYTHONPATH": str(TESTS)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
