@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import pyarrow
-from lancedb.index import FTS
 from ray import serve
 from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -58,6 +56,9 @@ class Index:
     """An embedded database: LanceDB, in a folder. One replica, which alone writes to it."""
 
     def __init__(self, folder: Path) -> None:
+        import lancedb  # here alone: where it is imported, each fork makes it warn
+        from lancedb.index import FTS
+
         self._table: Any = lancedb.connect(folder).create_table(
             "passages", schema=SCHEMA, exist_ok=True
         )
@@ -70,10 +71,10 @@ class Index:
         return len(rows)
 
     def near(self, vector: Vector) -> list[Passage]:
-        return self._found(self._table.search(vector).distance_type("cosine"))
+        return self._found(self._table.search(vector).distance_type("cosine"), "_distance")
 
     def matching(self, question: str) -> list[Passage]:
-        return self._found(self._table.search(question, query_type="fts"))
+        return self._found(self._table.search(question, query_type="fts"), "_score")
 
     def documents(self) -> dict[str, int]:
         """How many passages there are of each document."""
@@ -81,6 +82,7 @@ class Index:
         counts = names.value_counts().to_pylist()
         return {row["values"]: row["counts"] for row in counts}
 
-    def _found(self, query: Any) -> list[Passage]:
-        found: list[Passage] = query.select(SHOWN).limit(20).to_arrow().select(SHOWN).to_pylist()
+    def _found(self, query: Any, by: str) -> list[Passage]:
+        rows = query.select([*SHOWN, by]).limit(20).to_arrow()  # LanceDB warns if that is left out
+        found: list[Passage] = rows.select(SHOWN).to_pylist()
         return found
