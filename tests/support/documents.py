@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from support.cluster import free_port
@@ -61,14 +61,29 @@ class LanguageModel:
         self.base_url = ""
         self.prompts: list[str] = []
         self.fails = False
+        self._goes_on = threading.Event()
+        self._goes_on.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have it write no more than the beginning of its answers meanwhile."""
+        self._goes_on.clear()
+        try:
+            yield
+        finally:
+            self._goes_on.set()
 
     async def complete(self, request: Request) -> Response:
         if self.fails:
             return Response("out of memory", 500)
         asked = await request.json()
         self.prompts.append(asked["messages"][-1]["content"])
-        events = [f"data: {json.dumps(self._chunk(text))}\n\n" for text in ("Krill", " [1].")]
-        return Response("".join([*events, "data: [DONE]\n\n"]), media_type="text/event-stream")
+        return StreamingResponse(self._events(), media_type="text/event-stream")
+
+    def _events(self) -> Iterator[str]:
+        yield f"data: {json.dumps(self._chunk('Krill'))}\n\n"
+        self._goes_on.wait()
+        yield f"data: {json.dumps(self._chunk(' [1].'))}\n\ndata: [DONE]\n\n"
 
     def _chunk(self, text: str) -> dict[str, Any]:
         choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
@@ -84,8 +99,10 @@ def language_model() -> Iterator[LanguageModel]:
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    until(lambda: server.started)
-    model.base_url = f"http://127.0.0.1:{port}/v1"
-    yield model
-    server.should_exit = True
-    thread.join()
+    try:
+        until(lambda: server.started)
+        model.base_url = f"http://127.0.0.1:{port}/v1"
+        yield model
+    finally:  # a test that failed would never end
+        server.should_exit = True
+        thread.join()
