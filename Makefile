@@ -2,6 +2,7 @@ PYTHON ?= python3
 PYTHONS ?= 3.10 3.13
 PORT ?= 8000
 OUT ?= benchmarks.json
+CHROMIUM ?= chromium
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -17,7 +18,12 @@ $(DOCS): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
-.PHONY: run test test-clusters test-fast test-pythons compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
+DRIVER := $(VENV)/installed-browser
+$(DRIVER): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	touch $@
+
+.PHONY: run test test-clusters test-fast test-pythons test-browser compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
 run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
@@ -39,6 +45,13 @@ test-pythons: ## Run them on the other versions of Python that are installed her
 	  done; \
 	  echo "No Python $$version here."; \
 	done
+
+test-browser: $(DRIVER) ## Use the page of an example in headless Chromium
+	@command -v $(CHROMIUM) >/dev/null || { \
+	  echo "No $(CHROMIUM) here. Install Chromium (Debian: apt-get install chromium) or say CHROMIUM=path." >&2; \
+	  exit 1; \
+	}
+	RAYCOMPOSE_BROWSER="$$(command -v $(CHROMIUM))" $(BIN)/pytest --numprocesses=0 tests/test_browser.py
 
 compat: $(INSTALLED) ## Try the wheel on each Python, with the oldest and the newest of what it needs
 	$(BIN)/python tests/compat/matrix.py $(COMPAT)

@@ -41,6 +41,8 @@ most of the time."""
 # once in a thousand (seen in 2.60): `make chaos` looks at that, a gate cannot.
 IN_CHAOS = ["test_budgets_deployed.py", "test_deadlines_deployed.py"]
 collect_ignore = [] if os.environ.get("RAYCOMPOSE_CHAOS") == "1" else IN_CHAOS
+if "RAYCOMPOSE_BROWSER" not in os.environ:  # `make test-browser` says where Chromium is
+    collect_ignore = [*collect_ignore, "test_browser.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
