@@ -74,6 +74,28 @@ def test_a_user_sees_the_public_names_alone() -> None:
     assert dir(raycompose) == sorted(raycompose.__all__)
 
 
+def test_public_names_are_imported_from_where_type_checkers_find_them() -> None:
+    """What ``import raycompose`` leaves for later is the same names, from the same modules."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    [known] = [n for n in tree.body if isinstance(n, ast.If) and isinstance(n.test, ast.Name)]
+    homes = {
+        node.module: tuple(alias.name for alias in node.names)
+        for node in known.body
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert homes.pop("raycompose.http") == ("fastapi",)
+    assert homes == raycompose._HOMES
+    names = [name for home in homes.values() for name in home]
+    assert sorted([*names, "__version__"]) == sorted(raycompose.__all__)
+
+
+def test_importing_loads_no_graph() -> None:
+    """``import raycompose`` costs a few milliseconds; a replica loads what it needs."""
+    code = "import sys, raycompose; print([m for m in sys.modules if 'raycompose.graph' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_command_line_loads_nothing_of_ray() -> None:
     """The commands and their options are there without Ray, which makes ``--help`` quick."""
     code = (

@@ -4,7 +4,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ray import serve
@@ -31,8 +31,11 @@ from raycompose.graph.targets import Deployed, Hosted, Inline, Running, Target, 
 from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
 from raycompose.http.settings import Settings
 
-_FRONT: Any = serve.deployment(Ingress, max_ongoing_requests=1000)
-"""Where functions run."""
+
+@cache
+def _front() -> Any:
+    """The deployment where functions run."""
+    return serve.deployment(Ingress, max_ongoing_requests=1000)
 
 
 def local(app: Application, *, apps: Mapping[str, Any] | None = None) -> "LocalClient":
@@ -193,7 +196,7 @@ def _localised(root: Node) -> Node:
         if isinstance(target, Task) and (function := _serve.task_function(target.function)):
             return Inline(function)
         if isinstance(target, Inline) and _serve.is_batched(target.function):
-            return Inline(_serve.hosted_definition(target.function, _FRONT))
+            return Inline(_serve.hosted_definition(target.function, _front()))
         return target
 
     return connected(retarget(root, localised), HostedDeployment.of)

@@ -1,27 +1,35 @@
 """The two things that importing raycompose adds to Ray Serve's ``Application``: then, and |."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.serve import Application
 from typing_extensions import Unpack
 
-from raycompose.compose.pipeline import Pipeline, piped, pipeline, stage
-from raycompose.compose.stages import StageOptions
 from raycompose.errors import RayComposeError
 
+if TYPE_CHECKING:  # imported when something is composed
+    from raycompose.compose.pipeline import Pipeline
+    from raycompose.compose.stages import StageOptions
 
-def then(self: Application, target: Any, **options: Unpack[StageOptions]) -> Pipeline[Any, Any]:
+
+def then(self: Application, target: Any, **options: "Unpack[StageOptions]") -> "Pipeline[Any, Any]":
     """Return this application followed by ``target``, as one pipeline; see ``Pipeline.then``."""
+    from raycompose.compose.pipeline import pipeline, stage
+
     return pipeline(self, stage(target, **options) if options else target)
 
 
-def _or(self: Application, target: Any) -> Pipeline[Any, Any]:
+def _or(self: Application, target: Any) -> "Pipeline[Any, Any]":
+    from raycompose.compose.pipeline import piped
+
     made: Pipeline[Any, Any] = piped(self, target)
     return made
 
 
-def _ror(self: Application, target: Any) -> Pipeline[Any, Any]:
+def _ror(self: Application, target: Any) -> "Pipeline[Any, Any]":
+    from raycompose.compose.pipeline import pipeline
+
     return pipeline(target, self)
 
 

@@ -1,11 +1,12 @@
 """What ``app.graph`` is: a graph as plain data that can be drawn."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from raycompose.compose.description import Description
+if TYPE_CHECKING:  # `import raycompose` says how graphs are drawn, and imports no graph for it
+    from raycompose.compose.description import Description
 
-Draw = Callable[[Description], str]
+Draw = Callable[["Description"], str]
 
 
 class Graph:
@@ -20,7 +21,7 @@ class Graph:
     # Drawn by raycompose.show, a room above this one, which registers how.
     _drawings: ClassVar[dict[str, Draw]] = {}
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, description: "Description") -> None:
         self._description = description
 
     @classmethod
@@ -28,7 +29,7 @@ class Graph:
         """Say how graphs are drawn: ``tree=``, ``mermaid=`` and ``svg=``."""
         cls._drawings.update(drawings)
 
-    def to_dict(self) -> Description:
+    def to_dict(self) -> "Description":
         """Return the graph as what ``json.dumps`` takes."""
         return self._description
 
