@@ -21,6 +21,7 @@ from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import cancel
 from raycompose.flow.deadlines import Deadline
+from raycompose.graph.calling import without_signals
 from raycompose.graph.context import Context
 from raycompose.graph.deadlines import run_before
 from raycompose.graph.hosting import HostedDeployment, construct
@@ -193,7 +194,7 @@ def _localised(root: Node) -> Node:
         if isinstance(target, Task) and (function := _serve.task_function(target.function)):
             return Inline(function)
         if isinstance(target, Inline) and _serve.is_batched(target.function):
-            return Inline(_serve.hosted_definition(target.function, _FRONT))
+            return Inline(_serve.hosted_definition(target.function, _FRONT, without_signals))
         return target
 
     return connected(retarget(root, localised), HostedDeployment.of)

@@ -11,6 +11,8 @@ from ray.serve import Application, Deployment
 from ray.serve.exceptions import BackPressureError
 
 from raycompose import _serve
+from raycompose.errors import refuse_signal
+from raycompose.graph.calling import without_signals
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +110,17 @@ class Host:
             deployment, arguments = self._hosted.deployment, self._hosted.arguments
             if self._hosted.holds:
                 arguments = _serve.replaced(arguments, HandleTo, self._handle_to)
-            definition = _serve.hosted_definition(deployment.func_or_class, deployment)
+            definition = _serve.hosted_definition(
+                deployment.func_or_class, deployment, without_signals
+            )
             self._replica = _serve.Replica(definition, arguments, deployment)
             await self._replica.construct()
             self._instance = self._replica.instance
             await self.reconfigure(self.user_config)
             self._ready = True
-        except BaseException:
+        except BaseException as raised:
             self._starting = None
+            refuse_signal(raised, f"the constructor of {self._hosted.name!r}")
             raise
 
     async def reconfigure(self, user_config: Any) -> None:

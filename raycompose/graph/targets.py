@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from raycompose import _serve
-from raycompose.errors import LostAnswerError, RayComposeError
+from raycompose.errors import LostAnswerError, RayComposeError, refuse_signal
 from raycompose.flow.concurrency import run_ahead
 from raycompose.flow.failures import users_error
 from raycompose.flow.unpickling import unpickled_error
@@ -25,7 +25,6 @@ from raycompose.graph.calling import (
     Kwargs,
     call_function,
     iterate_function,
-    raise_stray_signal,
     refuse_generator,
 )
 from raycompose.graph.context import Context
@@ -205,7 +204,7 @@ async def result_of(response: Any) -> Any:
         return await response
     except asyncio.CancelledError as signal:
         if await _serve.sent_error(response) is not None:
-            raise_stray_signal(signal)  # the stage's own
+            refuse_signal(signal)  # the stage's own
         _serve.cancel(response)  # cancelling an await does not cancel the remote call
         raise
     except RayError as error:
