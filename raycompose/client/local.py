@@ -1,6 +1,7 @@
 """The local engine: a pipeline in this process, without a cluster, and its ASGI app."""
 
 import asyncio
+import inspect
 import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -89,7 +90,7 @@ class LocalClient(Client):
     ) -> Any:
         self._begin()
         result = await self._ingress.raycompose_call(timeout_s, *args, **kwargs)
-        if hasattr(result, "__anext__"):
+        if inspect.isasyncgen(result):
             await result.aclose()
             raise TypeError(STREAMS)
         return result
@@ -156,7 +157,7 @@ class FastAPIApp:
     async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Call one of its methods for its items, as the pipelines' ingress does."""
         result = await self._called(*args, **kwargs)
-        if not hasattr(result, "__anext__"):
+        if not inspect.isasyncgen(result):
             raise TypeError(NO_STREAM)
         async with aclosing(result) as items:
             async for item in items:
