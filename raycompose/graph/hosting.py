@@ -137,7 +137,12 @@ class Host:
             await self._replica.check_health()
 
     async def close(self) -> None:
-        """Tear the user's code down, once: ``__del__``, and that of its multiplexed models."""
+        """Tear the user's code down, once: ``__del__``, and that of its multiplexed models.
+
+        What is still constructed is waited for: ``__del__`` is not for what is half made.
+        """
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
         replica, self._replica = self._replica, None
         if replica is not None:
             self._instance, self._starting, self._ready = None, None, False
