@@ -335,10 +335,13 @@ class Running(Target):
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         # The place is taken here, in line, not by a task that runs after whoever waits for it.
         await self.host.acquire()
-        started = ctx.start(self._called(args, kwargs))
-        loop = asyncio.get_running_loop()
-        started.add_done_callback(lambda _: loop.call_soon_threadsafe(self.host.release))
-        return started
+        return ctx.start(self._finished(args, kwargs))
+
+    async def _finished(self, args: Args, kwargs: Kwargs) -> Any:
+        try:
+            return await self._called(args, kwargs)
+        finally:  # not when its future is cancelled: its own ``finally`` has yet to run then
+            self.host.release()
 
     async def _called(self, args: Args, kwargs: Kwargs) -> Any:
         function, on_loop = self._function
