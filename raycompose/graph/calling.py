@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
@@ -13,6 +13,7 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 
 from raycompose.errors import refuse_signal
+from raycompose.flow.concurrency import keep
 from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
 
@@ -59,11 +60,17 @@ async def iterate_function(
                     await items.aclose()
         elif isinstance(items, Iterator):
             try:
-                while (item := await _next_in_thread(items, limiter)) is not _END:
+                while True:
+                    step = asyncio.ensure_future(_in_thread(partial(next, items, _END), limiter))
+                    if (item := await asyncio.shield(step)) is _END:
+                        break
                     yield item
             finally:
                 if inspect.isgenerator(items):
-                    await _in_thread(items.close, limiter)
+                    if step.done():
+                        await _in_thread(items.close, limiter)
+                    else:  # cancelled: nobody waits for a generator that blocks
+                        keep(_close_after(step, items, limiter))
         else:
             raise TypeError(
                 "the stage is a stream (a generator, or stream=True) but returned "
@@ -133,14 +140,12 @@ async def _in_thread(call: Callable[[], Any], limiter: CapacityLimiter | None) -
     return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
 
 
-async def _next_in_thread(items: Iterator[Any], limiter: CapacityLimiter | None) -> Any:
-    """The next item; when cancelled, not before the generator stands still and can be closed."""
-    step = asyncio.ensure_future(_in_thread(partial(next, items, _END), limiter))
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await asyncio.wait({step})
-        raise
+async def _close_after(
+    step: "asyncio.Future[Any]", items: Generator[Any, Any, Any], limiter: CapacityLimiter | None
+) -> None:
+    """Close a generator once it stands still; while it runs it cannot be."""
+    await asyncio.gather(step, return_exceptions=True)
+    await _in_thread(items.close, limiter)
 
 
 def _limiter(args: Args) -> CapacityLimiter | None:
