@@ -12,6 +12,7 @@ RayComposeError
 └── HTTPError           raised by users, in any stage, to answer with an HTTP status
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -269,6 +270,31 @@ def add_note(error: BaseException, note: str) -> None:
     """``BaseException.add_note`` (PEP 678), which is new in Python 3.11."""
     notes = [*getattr(error, "__notes__", ()), note]
     error.__dict__["__notes__"] = notes
+
+
+def refuse_signal(raised: BaseException, who: str = "the stage") -> None:
+    """Raise an error in the place of a signal of Python that users' code raises by itself.
+
+    Other exceptions are left alone. A ``SystemExit`` or a ``KeyboardInterrupt`` would end the
+    event loop, and with it every other request; the rest would be taken for a cancelling.
+
+    Args:
+        raised: What came out of users' code.
+        who: Which code that was.
+    """
+    if isinstance(raised, Exception):
+        return
+    if isinstance(raised, SystemExit):
+        raise RuntimeError(f"{who} called sys.exit({raised.code!r})") from raised
+    if not isinstance(raised, GeneratorExit | asyncio.CancelledError):
+        raise RuntimeError(f"{who} raised {raised!r}, which is not an error") from raised
+    try:
+        task: Any = asyncio.current_task()
+    except RuntimeError:  # the loop has ended, and what it ran is closed
+        return
+    cancelled = not hasattr(task, "cancelling") or task.cancelling()  # Python 3.10 cannot tell
+    if isinstance(raised, GeneratorExit) or not cancelled:
+        raise RuntimeError(f"{who} raised {raised!r}, although nothing cancelled it") from raised
 
 
 def is_client_error(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ from ray.exceptions import RayTaskError
 from ray.serve import Application, context
 from ray.serve._private import constants  # noqa: TID251  # pinned here
 from ray.serve._private.common import DeploymentID  # noqa: TID251  # pinned here
+from ray.serve.batching import _LazyBatchQueueWrapper
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.testclient import TestClient
@@ -206,7 +207,7 @@ def test_a_queue_outside_of_a_replica_has_a_context_only_while_it_is_made() -> N
 
 async def _own_queues(definition: Any) -> Any:
     deployment: Any = serve.deployment(Batched)
-    return _serve.hosted_definition(definition, deployment)
+    return _serve.hosted_definition(definition, deployment, lambda function: function)
 
 
 def _queue_of(method: Any) -> Any:
@@ -214,7 +215,7 @@ def _queue_of(method: Any) -> Any:
     return next(
         cell.cell_contents
         for cell in enqueue.__closure__
-        if type(cell.cell_contents).__name__ == "_LazyBatchQueueWrapper"
+        if isinstance(cell.cell_contents, _LazyBatchQueueWrapper)
     )
 
 
@@ -406,7 +407,7 @@ def test_models_are_kept_outside_of_a_replica() -> None:
     deployment: Any = serve.deployment(Multiplexed)
 
     async def load() -> Any:
-        definition = _serve.hosted_definition(Multiplexed, deployment)
+        definition = _serve.hosted_definition(Multiplexed, deployment, lambda function: function)
         replica = _serve.Replica(definition, ((), {}), deployment)
         await replica.construct()
         names = [(await replica.instance.model(name)).name for name in ("a", "b", "a", "c")]
@@ -420,7 +421,10 @@ def test_models_are_kept_outside_of_a_replica() -> None:
 
 
 def test_batches_outside_of_a_replica_can_be_resized_and_ended() -> None:
-    """``set_max_batch_size`` asks for a replica's context; ``_handle_batch_task`` collects."""
+    """``set_max_batch_size`` asks for a replica's context; ``_handle_batch_task`` collects.
+
+    It is a task of the ``_BatchQueue`` that the wrapper keeps as its ``_queue``.
+    """
 
     async def resize() -> None:
         own = await _own_queues(Batched)

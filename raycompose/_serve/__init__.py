@@ -17,6 +17,7 @@ from raycompose._serve.answers import (
     text_of_unsendable,
     unwrap,
 )
+from raycompose._serve.batching import end_batches
 from raycompose._serve.building import LazyApplication, build, call_builder, found, replaced
 from raycompose._serve.cluster import (
     ApplicationState,
@@ -60,7 +61,7 @@ from raycompose._serve.handles import (
     ready,
     size,
 )
-from raycompose._serve.hosting import Replica, asgi_of, end_batches, hosted_definition
+from raycompose._serve.hosting import Replica, asgi_of, hosted_definition
 from raycompose._serve.replica import (
     app_name,
     in_replica,

@@ -5,7 +5,7 @@ import contextvars
 import functools
 import inspect
 import types
-from collections.abc import Awaitable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from typing import Any, TypeVar
 
 from ray import cloudpickle, serve
@@ -15,16 +15,18 @@ from ray.serve._private.constants import RAY_SERVE_RUN_SYNC_IN_THREADPOOL
 from ray.serve._private.http_util import ASGIAppReplicaWrapper, _walk_fastapi_routes
 from ray.serve._private.replica import UserCallableWrapper
 from ray.serve._private.utils import MULTIPLEXED_FUNCTION_MARKER_ATTR
-from ray.serve.batching import _LazyBatchQueueWrapper
 from ray.serve.multiplex import _ModelMultiplexWrapper
 
+from raycompose._serve.batching import end_batches, rebatched
 from raycompose._serve.deployments import is_batched
 from raycompose._serve.replica import app_name, hosted, in_replica, rank, replica_context
 
 T = TypeVar("T")
 
 
-def hosted_definition(definition: Any, deployment: Deployment) -> Any:
+def hosted_definition(
+    definition: Any, deployment: Deployment, guarded: Callable[[Any], Any]
+) -> Any:
     """Return the class or function with what Ray keeps on it apart: its batch queues, its models.
 
     Ray keeps a ``@serve.batch`` method's queue on the class, which is right for one instance in a
@@ -32,11 +34,16 @@ def hosted_definition(definition: Any, deployment: Deployment) -> Any:
     other's instance. Outside of a replica ``@serve.multiplexed`` methods tell no controller of
     their models, for there is none; and a FastAPI ingress has its own app, as in a replica, for
     Ray's handlers on it hold the instance, with which the class could not be bound again.
+
+    Args:
+        definition: The class or function.
+        deployment: Its deployment.
+        guarded: Gives what a batch calls in the place of the user's function.
     """
     if not inspect.isclass(definition):
-        return _rebatched(definition, deployment) if is_batched(definition) else definition
+        return rebatched(definition, deployment, guarded) if is_batched(definition) else definition
     own = {
-        name: _rebatched(method, deployment)
+        name: rebatched(method, deployment, guarded)
         for name, method in inspect.getmembers(definition, is_batched)
     }
     if not in_replica():
@@ -56,43 +63,6 @@ def _with_own_app(init: Any) -> Any:
     cells["frozen_app_or_func"] = types.CellType(cloudpickle.loads(cloudpickle.dumps(app)))
     closure = tuple(cells.values())
     return types.FunctionType(init.__code__, init.__globals__, closure=closure)
-
-
-def _rebatched(method: Any, deployment: Deployment) -> Any:
-    old = _batch_queue(method)
-    new: Any = serve.batch(
-        max_batch_size=old.max_batch_size,
-        batch_wait_timeout_s=old.batch_wait_timeout_s,
-        max_concurrent_batches=old.max_concurrent_batches,
-        batch_size_fn=old.batch_size_fn,
-    )(old.handle_batch_func)
-    if not in_replica():  # a queue asks for its replica's context when it is made, or changed
-        set_size = new.set_max_batch_size
-
-        def set_max_batch_size(new_max_batch_size: int) -> None:
-            with replica_context(deployment):
-                set_size(new_max_batch_size)
-
-        new.set_max_batch_size = set_max_batch_size
-        with replica_context(deployment):
-            _batch_queue(new).queue  # noqa: B018  # makes it
-    return new
-
-
-def _batch_queue(method: Any) -> Any:
-    cells = inspect.getclosurevars(method).nonlocals["enqueue_request"].__closure__
-    contents = (cell.cell_contents for cell in cells)
-    return next(c for c in contents if isinstance(c, _LazyBatchQueueWrapper))
-
-
-def end_batches(definition: Any) -> None:
-    """End the tasks that collect batches, of a definition with queues of its own."""
-    found = inspect.getmembers(definition, is_batched) if inspect.isclass(definition) else []
-    methods = [method for _, method in found] or [definition] * is_batched(definition)
-    for method in methods:
-        queue = _batch_queue(method)._queue
-        if queue is not None:
-            queue._handle_batch_task.cancel()
 
 
 def _is_multiplexed(method: Any) -> bool:

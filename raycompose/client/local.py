@@ -1,6 +1,7 @@
 """The local engine: a pipeline in this process, without a cluster, and its ASGI app."""
 
 import asyncio
+import inspect
 import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -21,6 +22,7 @@ from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import cancel
 from raycompose.flow.deadlines import Deadline
+from raycompose.graph.calling import without_signals
 from raycompose.graph.context import Context
 from raycompose.graph.deadlines import run_before
 from raycompose.graph.hosting import HostedDeployment, construct
@@ -91,7 +93,7 @@ class LocalClient(Client):
     ) -> Any:
         self._begin()
         result = await self._ingress.raycompose_call(timeout_s, *args, **kwargs)
-        if hasattr(result, "__anext__"):
+        if inspect.isasyncgen(result):
             await result.aclose()
             raise TypeError(STREAMS)
         return result
@@ -158,7 +160,7 @@ class FastAPIApp:
     async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Call one of its methods for its items, as the pipelines' ingress does."""
         result = await self._called(*args, **kwargs)
-        if not hasattr(result, "__anext__"):
+        if not inspect.isasyncgen(result):
             raise TypeError(NO_STREAM)
         async with aclosing(result) as items:
             async for item in items:
@@ -196,7 +198,7 @@ def _localised(root: Node) -> Node:
         if isinstance(target, Task) and (function := _serve.task_function(target.function)):
             return Inline(function)
         if isinstance(target, Inline) and _serve.is_batched(target.function):
-            return Inline(_serve.hosted_definition(target.function, _front()))
+            return Inline(_serve.hosted_definition(target.function, _front(), without_signals))
         return target
 
     return connected(retarget(root, localised), HostedDeployment.of)

@@ -11,12 +11,12 @@ import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Generic, TypeVar
 
 from anyio import to_thread
 
-from raycompose.errors import RayComposeError
+from raycompose.errors import RayComposeError, refuse_signal
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout_at
@@ -43,7 +43,7 @@ def loop() -> asyncio.AbstractEventLoop:
 
 def _start_loop() -> asyncio.AbstractEventLoop:
     background = asyncio.new_event_loop()
-    thread = threading.Thread(target=background.run_forever, name="raycompose-loop", daemon=True)
+    thread = threading.Thread(target=_run, args=(background,), name="raycompose-loop", daemon=True)
     thread.start()
 
     async def configure() -> None:
@@ -53,6 +53,14 @@ def _start_loop() -> asyncio.AbstractEventLoop:
     asyncio.run_coroutine_threadsafe(configure(), background).result()
     atexit.register(_stop, background, thread)
     return background
+
+
+def _run(background: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped: asyncio leaves it when a task ends in a ``SystemExit``."""
+    while True:
+        with suppress(SystemExit, KeyboardInterrupt):
+            background.run_forever()
+            return
 
 
 def _stop(background: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
@@ -108,8 +116,12 @@ def submit(
             return
         if error is None:
             future.set_result(task.result())
-        else:
-            future.set_exception(error)
+            return
+        try:
+            refuse_signal(error, "the pipeline")  # whoever waits would take it for its own
+        except RuntimeError as instead:
+            error = instead
+        future.set_exception(error)
 
     target.call_soon_threadsafe(begin)
     return future

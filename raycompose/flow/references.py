@@ -65,7 +65,9 @@ class Ref(Generic[T]):
             if isinstance(self._source, ObjectRef):
                 await _serve.ready(self._source)
             else:
-                await asyncio.wait({asyncio.wrap_future(self._source)})
+                future = asyncio.wrap_future(self._source)
+                future.add_done_callback(lambda f: f.cancelled() or f.exception())  # looked at
+                await asyncio.wait({future})
         except asyncio.CancelledError:
             self._note_interrupted()
             raise

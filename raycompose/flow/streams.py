@@ -39,12 +39,13 @@ class Stream(Generic[T]):
     ) -> None:
         self._source = source
         self._portable = portable
-        self._items: AsyncGenerator[T, None] | None = None
+        self._items: Any = None  # an async generator, once it has begun
         self.peeked: T | None = None
         """The first item, once ``peek()`` has waited for it."""
         self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._peeking: Stream[Any] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._iterated_by: asyncio.Task[Any] | None = None
         self._pulls: Pulls[T] | None = None
         self._blocking_items: Iterator[T] | None = None
 
@@ -95,12 +96,15 @@ class Stream(Generic[T]):
         return self._started_items()
 
     def _started_items(self) -> AsyncGenerator[T, None]:
+        begins = self._items is None
         if self._items is None:
             self._items = self._source()
-            with contextlib.suppress(RuntimeError):  # no loop in this thread, and no task
-                if (task := asyncio.current_task()) is not None:
-                    task.add_done_callback(self._stop_after)
-        return self._items
+        with contextlib.suppress(RuntimeError):  # no loop in this thread, and no task
+            self._iterated_by = asyncio.current_task()
+            if begins and self._iterated_by is not None:
+                self._iterated_by.add_done_callback(self._stop_after)
+        items: AsyncGenerator[T, None] = self._items
+        return items
 
     def _stop_after(self, task: "asyncio.Task[Any]") -> None:
         """Stop with the task that iterates: its error may keep the items alive for ever."""
@@ -139,13 +143,15 @@ class Stream(Generic[T]):
     async def aclose(self) -> None:
         """Stop: cancel whatever still produces items. Safe to call at any time, and twice."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.ensure_future(self._close(asyncio.current_task()))
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, closer: "asyncio.Task[Any] | None" = None) -> None:
         if self._pulls is not None:
             await self._pulls.aclose()
         elif self._items is not None:
+            if self._items.ag_running and self._iterated_by is not closer:
+                await cancel(self._iterated_by)  # a task that its consumer has left behind
             await self._items.aclose()
         elif self._peeking is not None:
             await self._peeking.aclose()

@@ -1,15 +1,19 @@
 """Running the user's own code: coroutines on the event loop, everything else in a thread."""
 
 import asyncio
+import functools
 import inspect
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import aclosing
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
+from raycompose.errors import refuse_signal
+from raycompose.flow.concurrency import keep
 from raycompose.flow.references import Ref
 from raycompose.flow.streams import Stream
 
@@ -28,8 +32,8 @@ async def call_function(
             return await function(*args, **kwargs)
         result = await _in_thread(partial(function, *args, **kwargs), _limiter(args))
         return await result if inspect.isawaitable(result) else result
-    except (SystemExit, GeneratorExit, asyncio.CancelledError) as signal:
-        raise_stray_signal(signal)
+    except BaseException as raised:
+        refuse_signal(raised)
         raise
     finally:
         for arg in args:  # as close_streams does, without a coroutine of its own
@@ -56,18 +60,26 @@ async def iterate_function(
                     await items.aclose()
         elif isinstance(items, Iterator):
             try:
-                while (item := await _next_in_thread(items, limiter)) is not _END:
+                while True:
+                    step = asyncio.ensure_future(_in_thread(partial(next, items, _END), limiter))
+                    if (item := await asyncio.shield(step)) is _END:
+                        break
                     yield item
             finally:
                 if inspect.isgenerator(items):
-                    await _in_thread(items.close, limiter)
+                    if step.done():
+                        await _in_thread(items.close, limiter)
+                    else:  # cancelled: nobody waits for a generator that blocks
+                        keep(_close_after(step, items, limiter))
         else:
             raise TypeError(
                 "the stage is a stream (a generator, or stream=True) but returned "
                 f"{type(items).__name__}: yield the items, or leave stream=True out"
             )
-    except (SystemExit, asyncio.CancelledError) as signal:
-        raise_stray_signal(signal)
+    except GeneratorExit:  # the items are not wanted any more
+        raise
+    except BaseException as raised:
+        refuse_signal(raised)
         raise
     finally:
         await close_streams(args)
@@ -86,19 +98,35 @@ def refuse_generator(result: Any, name: str) -> None:
         )
 
 
-def raise_stray_signal(signal: BaseException) -> None:
-    """Raise an error in the place of a signal of Python that a stage raises by itself."""
-    if isinstance(signal, SystemExit):  # it would end the loop, and with it every other request
-        raise RuntimeError(f"the stage called sys.exit({signal.code!r})") from signal
-    try:
-        task: Any = asyncio.current_task()
-    except RuntimeError:  # the loop has ended, and what it ran is closed
-        return
-    cancelled = not hasattr(task, "cancelling") or task.cancelling()  # Python 3.10 cannot tell
-    if isinstance(signal, GeneratorExit) or not cancelled:
-        raise RuntimeError(
-            f"the stage raised {signal!r}, although nothing cancelled it"
-        ) from signal
+def without_signals(function: Any) -> Any:
+    """Return a function of batches with errors for signals: Ray tells its callers of errors alone.
+
+    Args:
+        function: A coroutine function or an async generator function.
+    """
+
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await function(*args, **kwargs)
+        except BaseException as raised:
+            refuse_signal(raised)
+            raise
+
+    @functools.wraps(function)
+    async def iterate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(function(*args, **kwargs)) as items:
+            while True:
+                try:
+                    item = await anext(items, _END)
+                except BaseException as raised:
+                    refuse_signal(raised)
+                    raise
+                if item is _END:
+                    return
+                yield item
+
+    return iterate if inspect.isasyncgenfunction(function) else call
 
 
 async def close_streams(args: Args) -> None:
@@ -112,14 +140,12 @@ async def _in_thread(call: Callable[[], Any], limiter: CapacityLimiter | None) -
     return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
 
 
-async def _next_in_thread(items: Iterator[Any], limiter: CapacityLimiter | None) -> Any:
-    """The next item; when cancelled, not before the generator stands still and can be closed."""
-    step = asyncio.ensure_future(_in_thread(partial(next, items, _END), limiter))
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await asyncio.wait({step})
-        raise
+async def _close_after(
+    step: "asyncio.Future[Any]", items: Generator[Any, Any, Any], limiter: CapacityLimiter | None
+) -> None:
+    """Close a generator once it stands still; while it runs it cannot be."""
+    await asyncio.gather(step, return_exceptions=True)
+    await _in_thread(items.close, limiter)
 
 
 def _limiter(args: Args) -> CapacityLimiter | None:

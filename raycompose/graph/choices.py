@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from raycompose.errors import HTTPError, NoMatchError, mark
+from raycompose.errors import HTTPError, NoMatchError, mark, refuse_signal
 from raycompose.flow.arguments import single
 from raycompose.flow.references import awaited
 from raycompose.graph.branches import Branching
@@ -30,8 +30,12 @@ async def decide(by: Decider, value: Any, ctx: Context) -> Any:
             return value[by] if isinstance(value, Mapping) else getattr(value, by)
         except (KeyError, AttributeError):
             return MISSING
-    decision = by(value)
-    return await decision if inspect.isawaitable(decision) else decision
+    try:
+        decision = by(value)
+        return await decision if inspect.isawaitable(decision) else decision
+    except BaseException as raised:
+        refuse_signal(raised, "the function that decides")
+        raise
 
 
 MISSING = object()

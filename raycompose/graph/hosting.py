@@ -11,6 +11,8 @@ from ray.serve import Application, Deployment
 from ray.serve.exceptions import BackPressureError
 
 from raycompose import _serve
+from raycompose.errors import refuse_signal
+from raycompose.graph.calling import without_signals
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +110,17 @@ class Host:
             deployment, arguments = self._hosted.deployment, self._hosted.arguments
             if self._hosted.holds:
                 arguments = _serve.replaced(arguments, HandleTo, self._handle_to)
-            definition = _serve.hosted_definition(deployment.func_or_class, deployment)
+            definition = _serve.hosted_definition(
+                deployment.func_or_class, deployment, without_signals
+            )
             self._replica = _serve.Replica(definition, arguments, deployment)
             await self._replica.construct()
             self._instance = self._replica.instance
             await self.reconfigure(self.user_config)
             self._ready = True
-        except BaseException:
+        except BaseException as raised:
             self._starting = None
+            refuse_signal(raised, f"the constructor of {self._hosted.name!r}")
             raise
 
     async def reconfigure(self, user_config: Any) -> None:
@@ -132,7 +137,12 @@ class Host:
             await self._replica.check_health()
 
     async def close(self) -> None:
-        """Tear the user's code down, once: ``__del__``, and that of its multiplexed models."""
+        """Tear the user's code down, once: ``__del__``, and that of its multiplexed models.
+
+        What is still constructed is waited for: ``__del__`` is not for what is half made.
+        """
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
         replica, self._replica = self._replica, None
         if replica is not None:
             self._instance, self._starting, self._ready = None, None, False

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from raycompose import _serve
-from raycompose.errors import LostAnswerError, RayComposeError
+from raycompose.errors import LostAnswerError, RayComposeError, refuse_signal
 from raycompose.flow.concurrency import run_ahead
 from raycompose.flow.failures import users_error
 from raycompose.flow.unpickling import unpickled_error
@@ -25,7 +25,6 @@ from raycompose.graph.calling import (
     Kwargs,
     call_function,
     iterate_function,
-    raise_stray_signal,
     refuse_generator,
 )
 from raycompose.graph.context import Context
@@ -205,7 +204,7 @@ async def result_of(response: Any) -> Any:
         return await response
     except asyncio.CancelledError as signal:
         if await _serve.sent_error(response) is not None:
-            raise_stray_signal(signal)  # the stage's own
+            refuse_signal(signal)  # the stage's own
         _serve.cancel(response)  # cancelling an await does not cancel the remote call
         raise
     except RayError as error:
@@ -336,10 +335,13 @@ class Running(Target):
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
         # The place is taken here, in line, not by a task that runs after whoever waits for it.
         await self.host.acquire()
-        started = ctx.start(self._called(args, kwargs))
-        loop = asyncio.get_running_loop()
-        started.add_done_callback(lambda _: loop.call_soon_threadsafe(self.host.release))
-        return started
+        return ctx.start(self._finished(args, kwargs))
+
+    async def _finished(self, args: Args, kwargs: Kwargs) -> Any:
+        try:
+            return await self._called(args, kwargs)
+        finally:  # not when its future is cancelled: its own ``finally`` has yet to run then
+            self.host.release()
 
     async def _called(self, args: Args, kwargs: Kwargs) -> Any:
         function, on_loop = self._function

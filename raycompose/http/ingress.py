@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import itertools
 import uuid
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -234,7 +233,7 @@ class Embedded(Generic[In, Out]):
     def __init__(self, root: Node, timeout_s: float | None = None) -> None:
         self._root = root
         self._timeout_s = timeout_s
-        self._graphs: weakref.WeakKeyDictionary[Any, OpenGraph] = weakref.WeakKeyDictionary()
+        self._graphs: dict[asyncio.AbstractEventLoop, OpenGraph] = {}
         self._sealed: Sealed[Node] | None = None
 
     async def start(self) -> None:
@@ -252,9 +251,11 @@ class Embedded(Generic[In, Out]):
 
     @property
     def _graph(self) -> OpenGraph:
-        """What runs: on each event loop that calls, its own."""
+        """What runs: on each event loop that calls, its own, until another follows its end."""
         loop = asyncio.get_running_loop()
         if loop not in self._graphs:
+            for ended in [other for other in list(self._graphs) if other.is_closed()]:
+                self._graphs.pop(ended, None)
             self._graphs[loop] = open_graph(self._root)
         return self._graphs[loop]
 

@@ -133,7 +133,10 @@ class _Shape:
 
     async def batches(self) -> tuple[list[int], list[int], list[int], list[int]]:
         deployment: Any = serve.deployment(Batched)
-        a, b = (_serve.hosted_definition(Batched, deployment)(n) for n in (10, 100))
+        a, b = (
+            _serve.hosted_definition(Batched, deployment, lambda function: function)(n)
+            for n in (10, 100)
+        )
         results = await asyncio.gather(*(f(x) for x in (1, 2, 3) for f in (a.many, b.many)))
         return results[::2], results[1::2], a.sizes, b.sizes
 
