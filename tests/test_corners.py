@@ -4,6 +4,7 @@
 # mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
 
 import asyncio
+import contextlib
 import gc
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 import ray
 import requests
 from ray import serve
+from starlette.testclient import TestClient
 from support.waiting import apoll, until
 
 import raycompose as rc
@@ -359,6 +362,9 @@ class Watched:
             raise
         return x
 
+    async def told(self, x: str) -> tuple[int, int]:
+        return self.begun, self.cancelled
+
 
 async def _gives_up(ref: rc.Ref[int]) -> int:
     await asyncio.sleep(0.01)  # so that what is behind the reference has begun
@@ -395,6 +401,123 @@ def _Slow(inner: rc.Pipeline[Any, Any]) -> rc.Pipeline[Any, Any]:  # noqa: N802 
     return rc.pipeline(inner.root.steps[0].target.function, waits)
 
 
+async def _streams(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    await asyncio.sleep(0.01)  # so that what is behind the reference has begun
+    yield 1
+    yield 2
+
+
+async def _fails_late(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    yield 1
+    raise ValueError("meant to fail")
+
+
+async def _fails_early(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    yield await _gives_up(ref)
+
+
+async def _waits(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    yield 1
+    yield await ref
+
+
+def _leave(client: rc.Client) -> None:
+    for _ in client.stream(1):
+        break
+
+
+def _drain(client: rc.Client) -> None:
+    with contextlib.suppress(ValueError, TimeoutError):
+        list(client.stream(1))
+
+
+def _post(client: Any) -> None:
+    assert TestClient(client.asgi).post("/", json=1).status_code == 500
+
+
+def _call(client: rc.Client) -> None:
+    client.call(1, timeout_s=TIMEOUT_S)
+
+
+def _embed(app: rc.Pipeline[Any, Any]) -> Any:
+    embedded = app.embed()
+
+    async def left(x: int) -> None:
+        stream: Any = embedded.stream(x)
+        async with aclosing(stream) as items:
+            async for _ in items:
+                break
+
+    return left
+
+
+def _embed_refused(app: rc.Pipeline[Any, Any]) -> Any:
+    embedded = app.embed()
+
+    async def called(x: int) -> None:
+        with pytest.raises(TypeError, match="this pipeline streams"):
+            await embedded(x)
+
+    return called
+
+
+def _call_refused(client: rc.Client) -> None:
+    with pytest.raises(TypeError, match="this pipeline streams"):
+        client.call(1, timeout_s=TIMEOUT_S)
+
+
+STREAMS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], None]]] = {
+    "left early": (_streams, rc.pipeline, _leave),
+    "fails": (_fails_late, rc.pipeline, _drain),
+    "fails at once": (_fails_early, rc.pipeline, _drain),
+    "fails at once, over HTTP": (_fails_early, rc.pipeline, _post),
+    "is late": (_waits, lambda inner: rc.stage(inner, timeout_s=0.2), _drain),
+    "makes the request late": (
+        _waits,
+        lambda inner: rc.pipeline(inner).options(timeout_s=0.2),
+        _drain,
+    ),
+    "of a fallback": (_fails_early, lambda inner: rc.fallback(inner, _one), _drain),
+    "tried again": (
+        _fails_early,
+        lambda inner: rc.stage(inner, retry=rc.Retry(2, on=(ValueError,), initial_s=0.0)),
+        _drain,
+    ),
+    "of a shadow": (_fails_early, rc.shadow, _call),
+    "of a stream's item": (
+        _streams,
+        lambda inner: rc.pipeline(_one, rc.stage(inner, name="inner")),
+        _leave,
+    ),
+    "embedded": (_streams, _embed, _call),
+    "embedded and refused": (_streams, _embed_refused, _call),
+    "refused": (_streams, rc.pipeline, _call_refused),
+}
+
+
+async def _one(x: int) -> AsyncIterator[int]:
+    yield x
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_what_is_started_beside_a_stream_ends_with_it(stream: str) -> None:
+    """A stream that fails or is left before its end leaves nothing running behind it."""
+    watched = Watched()
+    taker, around, use = STREAMS[stream]
+    app = around(rc.pipeline(watched, taker))
+    use(rc.local(app if isinstance(app, rc.Pipeline) else rc.stage(app)))
+    until(lambda: watched.begun and watched.cancelled == watched.begun)
+
+
+def test_what_is_started_beside_a_stream_of_a_replica_ends_with_it(deploy: Deploy) -> None:
+    """A caller who leaves the stream early leaves nothing running behind it."""
+    watched = Watched()
+    app = rc.when(lambda x: x == "?", watched.told, rc.pipeline(watched, _waits))
+    client = deploy(app)
+    _leave(client)
+    until(lambda: list(client.stream("?")) == [(1, 1)])
+
+
 def test_a_stream_holds_what_is_in_flight_alone() -> None:
     """What an item started by reference is let go of with the item: memory does not grow."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -418,7 +541,8 @@ def test_a_stream_holds_what_is_in_flight_alone() -> None:
         await ref
         return 1
 
-    client = rc.local(rc.pipeline(source, load, taker, rc.collect, sum))
+    item = rc.stage(rc.pipeline(load, taker), name="item")
+    client = rc.local(rc.pipeline(source, item, rc.collect, sum))
     assert client.call(300, timeout_s=TIMEOUT_S) == 300
     gc.collect()
     assert most < 100

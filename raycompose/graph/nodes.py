@@ -62,12 +62,12 @@ class Node:
             return await self.run(value, ctx)
         scope = ctx.scope()
         result = await self._run_within(value, scope)
-        ctx.undo += scope.undo  # what the request goes on with: later failures cancel it, too
+        ctx.on_failure(scope.abandon)  # what the request goes on with: later failures cancel it
         return result
 
     async def _run_within(self, value: Any, scope: Context) -> Any:
         try:
-            return await self.run(value, scope)
+            return scope.given_to(await self.run(value, scope))
         except BaseException:
             scope.abandon()
             raise
@@ -141,7 +141,9 @@ class Node:
             ctx: The request's.
         """
         taken = value.portable if isinstance(value, Stream) else not isinstance(value, Ref)
-        return Stream(partial(items, value, ctx), portable=self.portable and taken)
+        scope = ctx.scope() if self.starts_beside else ctx
+        stream = Stream(partial(items, value, scope), portable=self.portable and taken)
+        return stream if scope is ctx else scope.given_to(stream)
 
 
 @dataclass(frozen=True)
