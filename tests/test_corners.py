@@ -518,6 +518,63 @@ def test_what_is_started_beside_a_stream_of_a_replica_ends_with_it(deploy: Deplo
     until(lambda: list(client.stream("?")) == [(1, 1)])
 
 
+async def _broken(x: int) -> int:
+    raise ValueError("meant to fail")
+
+
+async def _takes(ref: rc.Ref[int]) -> int:
+    return await ref
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "limited": lambda stage: rc.stage(stage, timeout_s=TIMEOUT_S),
+    "hedged": lambda stage: rc.stage(stage, retry=2, hedge=rc.Hedge(after_s=TIMEOUT_S)),
+    "named": lambda stage: rc.stage(rc.pipeline(lambda x: x, stage), name="outer"),
+    "chosen": lambda stage: rc.when(lambda x: True, stage),
+    "through another": lambda stage: rc.pipeline(rc.stage(stage, retry=2), _takes),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("again", ["fallback", "retry"])
+def test_what_failed_by_its_input_is_not_called_again(wrapped: str, again: str) -> None:
+    """A reference knows the failure of what is behind it, whatever stands around that."""
+    called = []
+
+    async def takes(ref: rc.Ref[int]) -> int:
+        called.append(ref)
+        return await ref
+
+    consumer = (
+        rc.fallback(takes, takes)
+        if again == "fallback"
+        else rc.stage(takes, retry=rc.Retry(3, on=(ValueError,), initial_s=0.0))
+    )
+    client = rc.local(rc.pipeline(WRAPPED[wrapped](_broken), consumer))
+    with pytest.raises(ValueError, match="meant to fail") as raised:
+        client.call(1, timeout_s=TIMEOUT_S)
+    assert rc.failed_stage(raised.value) == "_broken"
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "stage"),
+    [("limited", "_hangs"), ("hedged", "_hangs"), ("named", "outer"), ("chosen", "when")],
+)
+def test_a_deadline_names_what_is_waited_for_by_reference(wrapped: str, stage: str) -> None:
+    """The request's answer says which stage was running, as without the reference."""
+    client = rc.local(rc.pipeline(WRAPPED[wrapped](_hangs), _takes).options(timeout_s=0.2))
+    answer = TestClient(client.asgi).post("/", json=1)
+    assert (answer.status_code, answer.json()["stage"]) == (504, stage)
+
+
+def test_a_stage_with_a_hedge_is_named_when_it_is_late() -> None:
+    """A limit around a limit goes by the stage within."""
+    app = rc.stage(_hangs, timeout_s=0.1, hedge=rc.Hedge(after_s=TIMEOUT_S))
+    with pytest.raises(rc.StageTimeoutError, match="'_hangs'"):
+        rc.local(app).call(1, timeout_s=TIMEOUT_S)
+
+
 def test_a_stream_holds_what_is_in_flight_alone() -> None:
     """What an item started by reference is let go of with the item: memory does not grow."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -79,7 +79,12 @@ class Node:
 
     async def refer(self, value: Any, ctx: Context) -> Any:
         """Start the node and give a ``Ref`` to its result, without waiting for it."""
-        return Ref(ctx.start(self.run(value, ctx)), self.name)
+        return Ref(ctx.start(self.run(value, ctx)), self.goes_by or None)
+
+    @cached_property
+    def goes_by(self) -> str:
+        """What names the node where something waits for it; empty for mere steps in a row."""
+        return self.name
 
     @property
     def children(self) -> tuple["Node", ...]:
