@@ -4,6 +4,7 @@
 # mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
 
 import asyncio
+import contextlib
 import gc
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import ray
+import requests
 from ray import serve
+from starlette.testclient import TestClient
 from support.waiting import apoll, until
 
 import raycompose as rc
@@ -227,6 +231,118 @@ def test_a_stage_past_its_deadline_may_still_clean_up(deploy: Deploy, engine: st
     assert client.call(0, timeout_s=TIMEOUT_S) == "the connection"
 
 
+class Pool:
+    """A stage that borrows a connection, hangs, and awaits that it can give it back."""
+
+    def __init__(self) -> None:
+        self.lent = self.back = 0
+
+    async def __call__(self, x: int) -> int:
+        self.lent = place = self.lent + 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.02 * place)  # one after the other
+            self.back += 1
+        return x
+
+    async def items(self, x: int) -> AsyncIterator[int]:
+        yield x
+        yield await self(x)
+
+
+async def _hangs(x: int) -> int:
+    await asyncio.Event().wait()
+    return x
+
+
+async def _fails_once(pool: Pool) -> None:
+    await apoll(lambda: pool.lent)
+    raise ValueError("meant to fail")
+
+
+AROUND: dict[str, Callable[[Pool], Any]] = {
+    "beside a quick one": lambda pool: rc.parallel(_hangs, pool),
+    "items of a list": lambda pool: rc.pipeline(lambda x: [x] * 4, rc.each(pool)),
+    "under one that fails": lambda pool: rc.parallel(
+        lambda x: asyncio.run(_fails_once(pool)), rc.parallel(_hangs, pool)
+    ),
+    "in a race": lambda pool: rc.race(_hangs, pool),
+    "of a stream": lambda pool: rc.pipeline(rc.stage(pool.items), pool, rc.collect),
+}
+
+
+@pytest.mark.parametrize("where", AROUND)
+def test_every_stage_that_is_cancelled_may_still_clean_up(where: str) -> None:
+    """One that ends at once has its siblings, or those further in, not cancelled again."""
+    pool = Pool()
+    client = rc.local(rc.stage(AROUND[where](pool), timeout_s=0.5, name="limited"))
+    with pytest.raises((rc.StageTimeoutError, ValueError)):
+        client.call(1, timeout_s=TIMEOUT_S)
+    assert pool.lent
+    until(lambda: pool.back == pool.lent)
+
+
+@pytest.mark.parametrize("call", ["acall", "astream"])
+def test_a_caller_who_is_cancelled_lets_the_stages_clean_up(call: str) -> None:
+    """The call that is cancelled with its caller is cancelled once."""
+    pool = Pool()
+    app = rc.stage(pool.items) if call == "astream" else rc.parallel(_hangs, pool)
+    client = rc.local(app)
+
+    async def caller() -> None:
+        if call == "acall":
+            await client.acall(1)
+        async for _ in client.astream(1):
+            pass
+
+    async def run() -> None:
+        calling = asyncio.ensure_future(caller())
+        assert await apoll(lambda: pool.lent)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+
+    asyncio.run(run())
+    until(lambda: pool.back)
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Lender:
+    """Streams while it holds its one connection, and tells how many are free."""
+
+    def __init__(self) -> None:
+        self.free = 1
+
+    async def __call__(self, what: str) -> AsyncIterator[str]:
+        if what == "free":
+            yield str(self.free)
+            return
+        self.free -= 1
+        try:
+            while True:
+                yield "here"
+                await asyncio.sleep(0.01)
+        finally:
+            await asyncio.sleep(0.02)
+            self.free += 1
+
+
+@pytest.mark.parametrize("engine", ["deployed", "fused"])
+def test_a_stream_of_a_replica_may_clean_up_when_its_client_leaves(
+    deploy: Deploy, engine: str
+) -> None:
+    """What the stage awaits in ``finally`` is not cancelled again."""
+    app = rc.pipeline(Lender.bind())
+    client = deploy(app.fuse() if engine == "fused" else app)
+    assert client.url is not None
+    with requests.post(client.url, json="hold", stream=True, timeout=TIMEOUT_S) as response:
+        chunks = response.iter_content(4)
+        assert next(chunks) == b"here"
+        assert list(client.stream("free")) == ["0"]
+    until(lambda: list(client.stream("free")) == ["1"])
+
+
 # Scopes
 
 
@@ -245,6 +361,9 @@ class Watched:
             self.cancelled += 1
             raise
         return x
+
+    async def told(self, x: str) -> tuple[int, int]:
+        return self.begun, self.cancelled
 
 
 async def _gives_up(ref: rc.Ref[int]) -> int:
@@ -282,6 +401,180 @@ def _Slow(inner: rc.Pipeline[Any, Any]) -> rc.Pipeline[Any, Any]:  # noqa: N802 
     return rc.pipeline(inner.root.steps[0].target.function, waits)
 
 
+async def _streams(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    await asyncio.sleep(0.01)  # so that what is behind the reference has begun
+    yield 1
+    yield 2
+
+
+async def _fails_late(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    yield 1
+    raise ValueError("meant to fail")
+
+
+async def _fails_early(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    yield await _gives_up(ref)
+
+
+async def _waits(ref: rc.Ref[int]) -> AsyncIterator[int]:
+    yield 1
+    yield await ref
+
+
+def _leave(client: rc.Client) -> None:
+    for _ in client.stream(1):
+        break
+
+
+def _drain(client: rc.Client) -> None:
+    with contextlib.suppress(ValueError, TimeoutError):
+        list(client.stream(1))
+
+
+def _post(client: Any) -> None:
+    assert TestClient(client.asgi).post("/", json=1).status_code == 500
+
+
+def _call(client: rc.Client) -> None:
+    client.call(1, timeout_s=TIMEOUT_S)
+
+
+def _embed(app: rc.Pipeline[Any, Any]) -> Any:
+    embedded = app.embed()
+
+    async def left(x: int) -> None:
+        stream: Any = embedded.stream(x)
+        async with aclosing(stream) as items:
+            async for _ in items:
+                break
+
+    return left
+
+
+def _embed_refused(app: rc.Pipeline[Any, Any]) -> Any:
+    embedded = app.embed()
+
+    async def called(x: int) -> None:
+        with pytest.raises(TypeError, match="this pipeline streams"):
+            await embedded(x)
+
+    return called
+
+
+def _call_refused(client: rc.Client) -> None:
+    with pytest.raises(TypeError, match="this pipeline streams"):
+        client.call(1, timeout_s=TIMEOUT_S)
+
+
+STREAMS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], None]]] = {
+    "left early": (_streams, rc.pipeline, _leave),
+    "fails": (_fails_late, rc.pipeline, _drain),
+    "fails at once": (_fails_early, rc.pipeline, _drain),
+    "fails at once, over HTTP": (_fails_early, rc.pipeline, _post),
+    "is late": (_waits, lambda inner: rc.stage(inner, timeout_s=0.2), _drain),
+    "makes the request late": (
+        _waits,
+        lambda inner: rc.pipeline(inner).options(timeout_s=0.2),
+        _drain,
+    ),
+    "of a fallback": (_fails_early, lambda inner: rc.fallback(inner, _one), _drain),
+    "tried again": (
+        _fails_early,
+        lambda inner: rc.stage(inner, retry=rc.Retry(2, on=(ValueError,), initial_s=0.0)),
+        _drain,
+    ),
+    "of a shadow": (_fails_early, rc.shadow, _call),
+    "of a stream's item": (
+        _streams,
+        lambda inner: rc.pipeline(_one, rc.stage(inner, name="inner")),
+        _leave,
+    ),
+    "embedded": (_streams, _embed, _call),
+    "embedded and refused": (_streams, _embed_refused, _call),
+    "refused": (_streams, rc.pipeline, _call_refused),
+}
+
+
+async def _one(x: int) -> AsyncIterator[int]:
+    yield x
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_what_is_started_beside_a_stream_ends_with_it(stream: str) -> None:
+    """A stream that fails or is left before its end leaves nothing running behind it."""
+    watched = Watched()
+    taker, around, use = STREAMS[stream]
+    app = around(rc.pipeline(watched, taker))
+    use(rc.local(app if isinstance(app, rc.Pipeline) else rc.stage(app)))
+    until(lambda: watched.begun and watched.cancelled == watched.begun)
+
+
+def test_what_is_started_beside_a_stream_of_a_replica_ends_with_it(deploy: Deploy) -> None:
+    """A caller who leaves the stream early leaves nothing running behind it."""
+    watched = Watched()
+    app = rc.when(lambda x: x == "?", watched.told, rc.pipeline(watched, _waits))
+    client = deploy(app)
+    _leave(client)
+    until(lambda: list(client.stream("?")) == [(1, 1)])
+
+
+async def _broken(x: int) -> int:
+    raise ValueError("meant to fail")
+
+
+async def _takes(ref: rc.Ref[int]) -> int:
+    return await ref
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "limited": lambda stage: rc.stage(stage, timeout_s=TIMEOUT_S),
+    "hedged": lambda stage: rc.stage(stage, retry=2, hedge=rc.Hedge(after_s=TIMEOUT_S)),
+    "named": lambda stage: rc.stage(rc.pipeline(lambda x: x, stage), name="outer"),
+    "chosen": lambda stage: rc.when(lambda x: True, stage),
+    "through another": lambda stage: rc.pipeline(rc.stage(stage, retry=2), _takes),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("again", ["fallback", "retry"])
+def test_what_failed_by_its_input_is_not_called_again(wrapped: str, again: str) -> None:
+    """A reference knows the failure of what is behind it, whatever stands around that."""
+    called = []
+
+    async def takes(ref: rc.Ref[int]) -> int:
+        called.append(ref)
+        return await ref
+
+    consumer = (
+        rc.fallback(takes, takes)
+        if again == "fallback"
+        else rc.stage(takes, retry=rc.Retry(3, on=(ValueError,), initial_s=0.0))
+    )
+    client = rc.local(rc.pipeline(WRAPPED[wrapped](_broken), consumer))
+    with pytest.raises(ValueError, match="meant to fail") as raised:
+        client.call(1, timeout_s=TIMEOUT_S)
+    assert rc.failed_stage(raised.value) == "_broken"
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "stage"),
+    [("limited", "_hangs"), ("hedged", "_hangs"), ("named", "outer"), ("chosen", "when")],
+)
+def test_a_deadline_names_what_is_waited_for_by_reference(wrapped: str, stage: str) -> None:
+    """The request's answer says which stage was running, as without the reference."""
+    client = rc.local(rc.pipeline(WRAPPED[wrapped](_hangs), _takes).options(timeout_s=0.2))
+    answer = TestClient(client.asgi).post("/", json=1)
+    assert (answer.status_code, answer.json()["stage"]) == (504, stage)
+
+
+def test_a_stage_with_a_hedge_is_named_when_it_is_late() -> None:
+    """A limit around a limit goes by the stage within."""
+    app = rc.stage(_hangs, timeout_s=0.1, hedge=rc.Hedge(after_s=TIMEOUT_S))
+    with pytest.raises(rc.StageTimeoutError, match="'_hangs'"):
+        rc.local(app).call(1, timeout_s=TIMEOUT_S)
+
+
 def test_a_stream_holds_what_is_in_flight_alone() -> None:
     """What an item started by reference is let go of with the item: memory does not grow."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -305,7 +598,8 @@ def test_a_stream_holds_what_is_in_flight_alone() -> None:
         await ref
         return 1
 
-    client = rc.local(rc.pipeline(source, load, taker, rc.collect, sum))
+    item = rc.stage(rc.pipeline(load, taker), name="item")
+    client = rc.local(rc.pipeline(source, item, rc.collect, sum))
     assert client.call(300, timeout_s=TIMEOUT_S) == 300
     gc.collect()
     assert most < 100

@@ -85,6 +85,39 @@ def test_a_stage_sees_when_the_client_leaves() -> None:
     assert len(asked) >= 5
 
 
+@pytest.mark.parametrize("accept", ["text/plain", "application/x-ndjson", "text/event-stream"])
+@pytest.mark.parametrize("mapped", [False, True], ids=["source", "mapped"])
+def test_a_stage_whose_client_leaves_may_still_clean_up(accept: str, mapped: bool) -> None:
+    """What a stream's stage awaits in ``finally`` is not cancelled again."""
+    cleaned_up = threading.Event()
+
+    async def source(x: Any) -> AsyncIterator[str]:
+        yield "here\n"
+        if mapped:
+            yield "hang"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.02)
+            if not mapped:
+                cleaned_up.set()
+
+    async def hang(item: str) -> str:
+        if item == "hang":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.02)
+                cleaned_up.set()
+        return item
+
+    app = rc.pipeline(source, hang) if mapped else rc.pipeline(source)
+    with served(rc.local(app).asgi) as url:
+        with requests.post(url, json=1, stream=True, headers={"accept": accept}) as response:
+            assert b"here" in next(response.iter_lines())
+        assert cleaned_up.wait(30)
+
+
 def test_a_request_has_an_id() -> None:
     """An error names its request, by the id that the sender gave it or by one of its own."""
 

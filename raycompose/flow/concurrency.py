@@ -10,6 +10,7 @@ import concurrent.futures
 import os
 import sys
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Generic, TypeVar
@@ -104,7 +105,7 @@ def submit(
 
         def cancel_task(done: "concurrent.futures.Future[T]") -> None:
             if done.cancelled() and not target.is_closed():
-                target.call_soon_threadsafe(task.cancel)
+                target.call_soon_threadsafe(_cancel_once, task)
 
         future.add_done_callback(cancel_task)
 
@@ -248,7 +249,9 @@ async def gather(*coroutines: Any) -> list[Any]:
     """Wait for all; the first failure cancels the others, waits for them to stop, and is raised."""
     tasks = [asyncio.ensure_future(c) for c in coroutines]
     try:
-        return await asyncio.gather(*tasks)
+        if tasks:  # asyncio.gather would cancel them by itself, and so twice
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        return [task.result() for task in tasks if task.done()]
     except BaseException:
         await cancel(*tasks)
         raise
@@ -276,12 +279,24 @@ async def map_bounded(
 
 
 async def cancel(*tasks: "asyncio.Future[Any] | None") -> None:
-    """Cancel tasks and wait until they have stopped, whatever they end with."""
+    """Cancel tasks, once, and wait until they have stopped, whatever they end with."""
     running = [task for task in tasks if task is not None]
     for task in running:
-        task.cancel()
+        _cancel_once(task)
     if running:
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.wait(running)
+    for task in running:
+        task.cancelled() or task.exception()  # looked at, or asyncio reports that nobody has
+
+
+_cancelled: "weakref.WeakSet[asyncio.Future[Any]]" = weakref.WeakSet()
+
+
+def _cancel_once(task: "asyncio.Future[Any]") -> None:
+    """Cancel a task unless that was done already: what its ``finally`` awaits is to end."""
+    if not task.done() and task not in _cancelled:
+        _cancelled.add(task)
+        task.cancel()
 
 
 async def next_of(items: AsyncIterator[T]) -> T:

@@ -91,7 +91,13 @@ class Ref(Generic[T]):
         stage = failed_stage(error)
         if stage is None:
             return False
-        return stage == self._stage or bool(self._upstream and self._upstream.is_source_of(error))
+        if stage == self._stage or (self._upstream and self._upstream.is_source_of(error)):
+            return True
+        source = self._source  # of several stages it is the one further in that has failed
+        if isinstance(source, ObjectRef) or not source.done() or source.cancelled():
+            return False
+        own = source.exception()
+        return own is not None and failed_stage(own) == stage
 
     @property
     def item(self) -> Any:

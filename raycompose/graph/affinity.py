@@ -31,7 +31,7 @@ class Sticky(Wrapping):
         return await self.body.refer(value, await self._in_session(value, ctx))
 
     async def _in_session(self, value: Any, ctx: Context) -> Context:
-        name = self.body.name
+        name = self.goes_by
         try:
             session_id = await decide(self.by, _whole(value, name), ctx)
             if session_id is MISSING:

@@ -136,7 +136,7 @@ class Hedged(Wrapping):
     hedge: Hedge
 
     async def _run(self, value: Any, ctx: Context) -> Any:
-        name = self.name or self.body.name
+        name = self.goes_by
         budget = ctx.engine.state(f"hedges of {name}", partial(Budget, self.hedge.budget, 0))
         budget.request()
         first = asyncio.ensure_future(self.body.attempt(value, ctx))

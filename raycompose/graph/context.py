@@ -3,9 +3,11 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +17,7 @@ from raycompose import _serve
 from raycompose.errors import failed_stage, mark
 from raycompose.flow import concurrency
 from raycompose.flow.deadlines import note_interrupted
+from raycompose.flow.streams import Stream
 from raycompose.graph import metrics
 from raycompose.graph.engines import Engine
 
@@ -66,6 +69,16 @@ class Context:
         while self.undo:
             self.undo.pop()()
 
+    def given_to(self, result: Any) -> Any:
+        """Return a result; a stream then has the scope, which ends with it.
+
+        What was started beside a stream is abandoned when the stream fails or is closed before its
+        end.
+        """
+        if not isinstance(result, Stream):
+            return result
+        return Stream(partial(_held, result, self), portable=result.portable)
+
     def detached(self) -> "Context":
         """Return a context of the same request for what runs apart from it."""
         return dataclasses.replace(self, timings_s={}, undo=[])
@@ -87,6 +100,16 @@ class Context:
     def __reduce__(self) -> tuple[Any, ...]:
         ids = (self.pipeline, self.request_id, self.multiplexed_model_id, self.session_id)
         return Context, (*ids, self.http_scope, self.engine)
+
+
+async def _held(stream: Stream[Any], scope: Context) -> AsyncGenerator[Any, None]:
+    try:
+        async with aclosing(stream):
+            async for item in stream:
+                yield item
+    except BaseException:
+        scope.abandon()
+        raise
 
 
 class Call:

@@ -62,12 +62,12 @@ class Node:
             return await self.run(value, ctx)
         scope = ctx.scope()
         result = await self._run_within(value, scope)
-        ctx.undo += scope.undo  # what the request goes on with: later failures cancel it, too
+        ctx.on_failure(scope.abandon)  # what the request goes on with: later failures cancel it
         return result
 
     async def _run_within(self, value: Any, scope: Context) -> Any:
         try:
-            return await self.run(value, scope)
+            return scope.given_to(await self.run(value, scope))
         except BaseException:
             scope.abandon()
             raise
@@ -79,7 +79,12 @@ class Node:
 
     async def refer(self, value: Any, ctx: Context) -> Any:
         """Start the node and give a ``Ref`` to its result, without waiting for it."""
-        return Ref(ctx.start(self.run(value, ctx)), self.name)
+        return Ref(ctx.start(self.run(value, ctx)), self.goes_by or None)
+
+    @cached_property
+    def goes_by(self) -> str:
+        """What names the node where something waits for it; empty for mere steps in a row."""
+        return self.name
 
     @property
     def children(self) -> tuple["Node", ...]:
@@ -141,7 +146,9 @@ class Node:
             ctx: The request's.
         """
         taken = value.portable if isinstance(value, Stream) else not isinstance(value, Ref)
-        return Stream(partial(items, value, ctx), portable=self.portable and taken)
+        scope = ctx.scope() if self.starts_beside else ctx
+        stream = Stream(partial(items, value, scope), portable=self.portable and taken)
+        return stream if scope is ctx else scope.given_to(stream)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from raycompose.flow.streams import Stream
@@ -38,6 +38,11 @@ class Wrapping(Node):
 
     def _at(self, ctx: Context) -> Call | nullcontext[None]:
         return ctx.at(self.name) if self.name else nullcontext()
+
+    @cached_property
+    def goes_by(self) -> str:
+        """Its own name, or what its body goes by."""
+        return self.name or self.body.goes_by
 
     @property
     def children(self) -> tuple[Node, ...]:
@@ -95,7 +100,7 @@ class Limited(Wrapping):
             return await result.peek() if isinstance(result, Stream) else result
 
         repeatable = partial(is_repeatable, value)
-        return await self.limits.run(self.name or self.body.name, ctx, attempt, repeatable)
+        return await self.limits.run(self.goes_by, ctx, attempt, repeatable)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Gated(Wrapping):
 
     def _line(self, ctx: Context) -> asyncio.Semaphore:
         make = partial(asyncio.Semaphore, self.at_once)
-        return ctx.engine.state(f"line for {self.body.name}", make)
+        return ctx.engine.state(f"line for {self.goes_by}", make)
 
     @property
     def portable(self) -> bool:

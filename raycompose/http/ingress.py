@@ -89,6 +89,8 @@ class Ingress:
         """Answer one call, by handle, in so many seconds."""
         ctx = self._context()
         result = await self._called(args, kwargs, ctx, timeout_s)
+        if isinstance(result, Stream):  # which the clients refuse, without a look at it
+            ctx.abandon()
         return _items(result, ctx) if isinstance(result, Stream) else result
 
     async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
@@ -268,8 +270,10 @@ class Embedded(Generic[In, Out]):
         Raises:
             TypeError: The pipeline streams: iterate ``stream(...)`` instead.
         """
-        result = await self._run(args, kwargs, _embedded_context(self._graph))
+        ctx = _embedded_context(self._graph)
+        result = await self._run(args, kwargs, ctx)
         if isinstance(result, Stream):
+            ctx.abandon()
             raise TypeError("this pipeline streams: use 'async for item in pipeline.stream(...)'")
         return result
 
@@ -309,7 +313,7 @@ async def run(root: Node, value: Any, ctx: Context, deadline: Deadline | None = 
         else:
             result = await run_before(deadline, partial(root.run, value, ctx))
         refuse_generator(result, ctx.pipeline)
-        return result
+        return ctx.given_to(result) if root.starts_beside else result
     except BaseException as error:
         ctx.count_failure(error)
         ctx.abandon()

@@ -3,11 +3,13 @@
 import asyncio
 import codecs
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from anyio import CancelScope
 from starlette.responses import StreamingResponse
+from starlette.types import Send
 
 from raycompose.flow.concurrency import cancel, next_of
 from raycompose.flow.events import Event
@@ -35,12 +37,32 @@ async def streamed(
     media = kind if natural == "raw" else "application/x-ndjson"
     match form or _preferred(accept, natural, media):
         case "sse":
-            return StreamingResponse(_events(items, report), media_type="text/event-stream",
+            return _Response(_events(items, report), media_type="text/event-stream",
                                      headers={"cache-control": "no-cache"})  # fmt: skip
         case "ndjson":
-            return StreamingResponse(_lines(items, report), media_type="application/x-ndjson")
+            return _Response(_lines(items, report), media_type="application/x-ndjson")
         case _:
-            return StreamingResponse(_raw(items, report), media_type=kind)
+            return _Response(_raw(items, report), media_type=kind)
+
+
+class _Response(StreamingResponse):
+    """Cancels what it sends once when the client leaves; Starlette, at each further await."""
+
+    body_iterator: AsyncGenerator[bytes, None]
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the items, in a task of their own."""
+        sending = asyncio.ensure_future(self._send_all(send))
+        try:
+            await asyncio.wait({sending})
+            sending.result()
+        finally:
+            with CancelScope(shield=True):
+                await cancel(sending)
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self.body_iterator):
+            await super().stream_response(send)
 
 
 _ASKED: tuple[tuple[str, Form], ...] = (
@@ -71,7 +93,7 @@ def _weight(text: str) -> float:
         return 0.0
 
 
-async def _raw(items: Stream[Any], report: Report) -> AsyncIterator[bytes]:
+async def _raw(items: Stream[Any], report: Report) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(items):
             async for item in items:
@@ -85,7 +107,7 @@ async def _raw(items: Stream[Any], report: Report) -> AsyncIterator[bytes]:
         raise  # aborts the transfer: a clean end would look complete
 
 
-async def _lines(items: Stream[Any], report: Report) -> AsyncIterator[bytes]:
+async def _lines(items: Stream[Any], report: Report) -> AsyncGenerator[bytes, None]:
     text = _Text()
     try:
         async with aclosing(items):
@@ -98,7 +120,7 @@ async def _lines(items: Stream[Any], report: Report) -> AsyncIterator[bytes]:
         yield json_text({"error": report(error)}) + b"\n"
 
 
-async def _events(items: Stream[Any], report: Report) -> AsyncIterator[bytes]:
+async def _events(items: Stream[Any], report: Report) -> AsyncGenerator[bytes, None]:
     text = _Text()
     try:
         async with aclosing(items), aclosing(_or_quiet(items)) as pulled:
