@@ -92,6 +92,14 @@ class Context:
         self.timings_s[stage] = self.timings_s.get(stage, 0.0) + took_s
         metrics.stage_called(self.pipeline, stage, took_s)
 
+    def end(self, stage: str, began: float, raised: BaseException | None = None) -> None:
+        """Record a call of a stage that has ended, and name the stage in what it raised."""
+        self.record(stage, time.perf_counter() - began)
+        if raised is not None:
+            note_interrupted(stage)
+            if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
+                raise_named(raised, stage, self.request_id)
+
     def count_failure(self, error: BaseException) -> None:
         """Add an error that the request ends with to the metrics of its stage, if it names one."""
         if (stage := failed_stage(error)) is not None:
@@ -120,14 +128,14 @@ class Call:
         stage: The stage's name.
     """
 
-    __slots__ = ("_ctx", "_stage", "_started")
+    __slots__ = ("_began", "_ctx", "_stage")
 
     def __init__(self, ctx: Context, stage: str) -> None:
         self._ctx = ctx
         self._stage = stage
 
     def __enter__(self) -> None:
-        self._started = time.perf_counter()
+        self._began = time.perf_counter()
 
     def __exit__(
         self,
@@ -135,12 +143,7 @@ class Call:
         raised: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._ctx.record(self._stage, time.perf_counter() - self._started)
-        if raised is None:
-            return
-        note_interrupted(self._stage)
-        if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
-            raise_named(raised, self._stage, self._ctx.request_id)
+        self._ctx.end(self._stage, self._began, raised)
 
 
 def raise_named(raised: BaseException, stage: str, request_id: str) -> None:

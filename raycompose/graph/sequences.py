@@ -23,6 +23,10 @@ class Sequence(Node):
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the steps in order, each on the result of the one before."""
+        if self._passes_values and type(value) is not Stream:
+            for step in self.steps:
+                value = await step.run(value, ctx)
+            return value
         for step, takes_stream, before_reference, before_itself, leaves in self._plan:
             if not takes_stream and isinstance(value, Stream):
                 value = value.map(partial(step.run_item, ctx=ctx), portable=step.portable)
@@ -35,6 +39,14 @@ class Sequence(Node):
             else:
                 value = await step.run(value, ctx)
         return value
+
+    @cached_property
+    def _passes_values(self) -> bool:
+        """Whether each step waits for the one before, and no stream flows between them."""
+        return not any(
+            step.streams or before_reference or leaves is not None
+            for step, _, before_reference, _, leaves in self._plan
+        )
 
     @cached_property
     def _plan(self) -> tuple[tuple[Node, bool, bool, bool, Stage | None], ...]:
