@@ -18,6 +18,7 @@ from raycompose import _serve
 from raycompose.errors import LostAnswerError, RayComposeError
 from raycompose.flow.concurrency import run_ahead
 from raycompose.flow.failures import users_error
+from raycompose.flow.request import settled
 from raycompose.flow.unpickling import unpickled_error
 from raycompose.flow.weights import HEAVY_BYTES
 from raycompose.graph.calling import (
@@ -346,7 +347,7 @@ class Running(Target):
         with _serve.CallGroup():
             result = await call_function(function, args, kwargs, on_loop=on_loop)
         refuse_generator(result, self.method)
-        return result
+        return settled(result, args)
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:

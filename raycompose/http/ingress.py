@@ -21,7 +21,7 @@ from raycompose.errors import HTTPError, RayComposeError
 from raycompose.flow.arguments import pack
 from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
-from raycompose.flow.request import Request
+from raycompose.flow.request import Request, plain
 from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Each
 from raycompose.graph.calling import refuse_generator
@@ -284,7 +284,7 @@ class Embedded(Generic[In, Out]):
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context) -> Any:
         deadline = earliest(self._timeout_s, embedded_deadline.get())
-        return await run(self._graph.root, pack(args, kwargs), ctx, deadline)
+        return await run(self._graph.root, plain(pack(args, kwargs)), ctx, deadline)
 
 
 def _leading(node: Node) -> Node:
