@@ -3,18 +3,22 @@
 import dataclasses
 import encodings
 import json
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Optional
+from urllib.parse import parse_qsl
 
 import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray import serve
+from starlette.requests import Request as StarletteRequest
 from starlette.testclient import TestClient
 from support.fuzz import examples
 
 import raycompose as rc
+from raycompose.http.forms import form_fields
 
 JSON = {"content-type": "application/json"}
 CURL = {"content-type": "application/x-www-form-urlencoded"}
@@ -474,8 +478,60 @@ def test_charsets_leave_nothing_behind() -> None:
         for charset in (f"no-such-{n}", "utf" + "-" * n + "8", "utf" + "_" * n + "8"):
             kind = f"text/plain; charset={charset}"
             assert ECHO.post("/", content=b"x", headers={"content-type": kind}).status_code < 500
-    remembered = [name for name in encodings._cache if "no_such" in name or "--" in name]
-    assert remembered == []
+    assert _charsets_of_senders() == []
+
+
+async def title_of_form(request: StarletteRequest) -> Any:
+    form = await request.form()
+    return form["a"] if form is await request.form() else "read twice"
+
+
+@pytest.mark.parametrize("stage", [lambda x: x["a"], title_of_form])
+def test_charsets_of_multipart_forms_leave_nothing_behind(stage: Any) -> None:
+    """Nor by a multipart form, whoever reads it; unknown, it is Latin-1, as Starlette has it."""
+    client = http(stage)
+    form = b'--b"\r\nContent-Disposition: form-data; name="a"\r\n\r\n\xe9\r\n--b"--\r\n'
+
+    def sent(kind: str) -> Any:
+        headers = {"content-type": f"multipart/form-data; {kind}"}
+        return client.post("/", content=form, headers=headers)
+
+    for charset in ("no-such", "utf--16--no", "cp-----1252", "latin-1"):
+        assert sent(rf'boundary="b\""; charset={charset}').text == "é"
+    assert sent(r'charset="cp1251"; boundary="b\""').text == "й"
+    assert sent("charset=no-such-boundary").status_code == 400
+    assert _charsets_of_senders() == []
+
+
+def _charsets_of_senders() -> list[str]:
+    """What Python remembers of the names that senders made up."""
+    return [name for name in encodings._cache if "no_such" in name or "--" in name]
+
+
+@pytest.mark.parametrize("text", ["a=" + "%41" * 500_000, "a=" + "%x" * 500_000, "%" * 500_000])
+def test_a_form_takes_a_few_times_its_size(text: str) -> None:
+    """However a form is escaped, decoding it takes no more than ten times its memory."""
+    body = text.encode()
+    tracemalloc.start()
+    fields = form_fields(body, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fields == parse_qsl(text, keep_blank_values=True)
+    assert peak < 11 * len(body)
+
+
+@settings(max_examples=examples(300, 5000), deadline=None)
+@given(st.lists(st.sampled_from([*"%%%==&&++\n\r 4aFgé3dD", "%C3%A9", "%ff", "%c3"]), max_size=12))
+def test_a_form_is_read_as_python_reads_it(parts: list[str]) -> None:
+    """What the standard library reads in a form is read, and what it refuses is refused."""
+    text = "".join(parts)
+    try:
+        expected = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=5)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            form_fields(text.encode(), 5)
+        return
+    assert form_fields(text.encode(), 5) == expected
 
 
 def test_a_form_of_very_many_fields_is_refused() -> None:

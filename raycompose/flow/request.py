@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, MutableMapping
 from typing import Any
 
 import starlette.requests
 from pydantic_core import SchemaSerializer, core_schema
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
 from raycompose.errors import HTTPError
+from raycompose.flow.charsets import codec
 from raycompose.flow.json import parse_json
 from raycompose.flow.structures import leaves, rebuilt
 
@@ -103,9 +106,25 @@ class Request(starlette.requests.Request):
 
     async def _get_form(self, **limits: Any) -> FormData:  # behind form(), which is Starlette's
         try:
-            return await super()._get_form(**limits)
+            if self._form is None:
+                self._form = await super(Request, self._with_known_charset())._get_form(**limits)
+            return self._form
         except (MultiPartException, FormParserError) as error:
             raise HTTPError(400, f"malformed form: {error}") from None
+
+    def _with_known_charset(self) -> "Request":
+        """The request, with a charset of a multipart form that Python looks up without a trace."""
+        kind, options = parse_options_header(self.headers.get("content-type"))
+        if kind != b"multipart/form-data" or b"charset" not in options:
+            return self
+        try:
+            charset = codec(options[b"charset"].decode("latin-1"))
+        except LookupError:
+            charset = "latin-1"  # what Starlette takes then
+        boundary = re.sub(r'(["\\\\])', r"\\\1", options.get(b"boundary", b"").decode("latin-1"))
+        return self.with_header(
+            "content-type", f'multipart/form-data; boundary="{boundary}"; charset={charset}'
+        )
 
     @property
     def sent(self) -> tuple[dict[str, Any], bytes, Any]:
