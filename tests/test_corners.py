@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from support.waiting import apoll, until
 
 import raycompose as rc
@@ -94,6 +95,32 @@ def test_a_task_of_two_results_is_cancelled(deploy: Deploy, tmp_path: Any) -> No
     client = deploy(rc.stage(two, name="two", timeout_s=1.0))
     with pytest.raises(rc.StageTimeoutError):
         client.call(str(tmp_path / "hangs"), timeout_s=TIMEOUT_S)
+
+
+# Calls of methods that are not there
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Mistaken:
+    def __init__(self, callee: Any) -> None:
+        self._callee = callee
+
+    async def __call__(self, path: str) -> Any:
+        write(path, "ran")
+        return await self._callee.misspelt.remote(path)
+
+
+def test_a_stage_that_calls_a_method_that_is_not_there_runs_once(
+    deploy: Deploy, tmp_path: Any
+) -> None:
+    """Its error is not taken for that of a call to an application that is no pipeline."""
+    client = deploy(rc.pipeline(Mistaken.bind(Taker.bind())))
+    ran = tmp_path / "once"
+    for _ in range(2):
+        with pytest.raises(RayServeException, match="misspelt") as caught:
+            client.call(str(ran), timeout_s=TIMEOUT_S)
+        assert rc.failed_stage(caught.value) == "Mistaken"
+    assert ran.read_text() == "ran\nran\n"
 
 
 # Deciders

@@ -40,9 +40,9 @@ def answers_http_alone(error: TypeError) -> bool:
     return "ASGIAppReplicaWrapper.__call__()" in str(error)
 
 
-def has_no_method(error: Exception) -> bool:
-    """Tell whether this is Ray's answer to a call of a method that a deployment does not have."""
-    return "Tried to call a method" in str(error) and "that does not exist" in str(error)
+def has_no_method(error: Exception, method: str) -> bool:
+    """Tell whether this is Ray's answer to a call of this method, which a deployment has not."""
+    return f"Tried to call a method '{method}' that does not exist" in str(error)
 
 
 def unwrap(error: BaseException) -> BaseException:
