@@ -13,6 +13,12 @@ _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _FAILURES = (AttributeError, RecursionError, TypeError, ValueError)
 
 
+NOT_UTF8 = (
+    "gave text with half of a surrogate pair, which UTF-8 cannot hold: leave it out with "
+    'text.encode(errors="replace").decode(), say'
+)
+
+
 class UnsendableError(RayComposeError):
     """What a stage gave has no form in HTTP."""
 
@@ -34,6 +40,18 @@ def json_text(value: Any) -> bytes:
             f"gave {_culprit(value)}, which JSON cannot hold: return a dict, a list, text, a "
             "number, a pydantic model, a dataclass, a NumPy array, bytes or a starlette Response"
         ) from error
+
+
+def utf8(text: str) -> bytes:
+    """Return a text as it is sent.
+
+    Raises:
+        UnsendableError: It holds half of a surrogate pair.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UnsendableError(NOT_UTF8) from error
 
 
 def _finite(value: Any) -> Any:

@@ -135,8 +135,9 @@ class Ingress:
             return problem(error, ctx, self._giver(ctx), debug=debug)
 
         def broken(error: Exception) -> dict[str, Any]:
+            details = report(error)  # which may name the stage
             ctx.count_failure(error)
-            return report(error)
+            return details
 
         try:
             self._check_path(request.scope)
@@ -149,13 +150,16 @@ class Ingress:
             )
             ctx.http_scope = Request(request.scope, b"").scope
             result = await run(self._graph.root, value, ctx, deadline)
+        except Exception as error:
+            return add_timing(error_response(error, report), ctx)
+        try:
             if isinstance(result, Stream):
-                accept = request.headers.get("accept", "")
+                accept = ",".join(request.headers.getlist("accept"))
                 response: Response = await streamed(result, accept, self._settings.stream, broken)
             else:
                 response = whole(result)
         except Exception as error:
-            response = error_response(error, report)
+            response = error_response(error, broken)
         return add_timing(response, ctx)
 
     def _giver(self, ctx: Context) -> str | None:
