@@ -4,7 +4,7 @@ import dataclasses
 import encodings
 import json
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Optional
 from urllib.parse import parse_qsl
 
@@ -501,6 +501,53 @@ def test_charsets_of_multipart_forms_leave_nothing_behind(stage: Any) -> None:
     assert sent(r'charset="cp1251"; boundary="b\""').text == "й"
     assert sent("charset=no-such-boundary").status_code == 400
     assert _charsets_of_senders() == []
+
+
+async def added(items: AsyncIterator[int], by: int = 0) -> int:
+    return sum([i async for i in items], by)
+
+
+async def added_up(items: rc.Stream[int]) -> int:
+    return sum([i async for i in items])
+
+
+def added_in_a_thread(items: rc.Stream[int]) -> int:
+    return sum(items)
+
+
+async def passed_on(items: rc.Stream[int]) -> AsyncIterator[int]:
+    async for item in items:
+        yield item
+
+
+STREAM_TAKERS = [
+    (added_up,),
+    (added_in_a_thread,),
+    (serve.deployment(added_up).bind(),),
+    (passed_on, added_up),
+]
+
+
+@pytest.mark.parametrize("stages", [(added,), *STREAM_TAKERS])
+def test_a_list_is_sent_to_a_first_stage_that_takes_a_stream(stages: Any) -> None:
+    """Over HTTP the items of a stream are a list; what is none is a 422."""
+    client = http(*stages)
+    assert client.post("/", json=[1, "2"]).json() == 3
+    assert client.get("/?items=1").json() == 1
+    problem(client.post("/", json=[1, "x"]), 422)
+    problem(client.post("/", json=5), 422)
+
+
+def test_a_first_stage_that_is_passed_a_stream_gets_one() -> None:
+    """``pass_by="stream"`` takes a list over HTTP as well, of anything."""
+    client = http(rc.stage(lambda items: list(items), name="unannotated", pass_by="stream"))
+    assert client.post("/", json=[1, "x"]).json() == [1, "x"]
+    problem(client.post("/", json={"a": 1}), 422)
+
+
+def test_a_stream_beside_other_arguments_is_a_list() -> None:
+    """A stage that takes several gets its stream out of an object."""
+    assert http(added).post("/", json={"items": [1, 2], "by": 3}).json() == 6
 
 
 def _charsets_of_senders() -> list[str]:

@@ -20,6 +20,7 @@ from raycompose.flow.arguments import Arguments
 from raycompose.flow.charsets import codec
 from raycompose.flow.json import MalformedJSONError, parse_json
 from raycompose.flow.request import Request
+from raycompose.flow.streams import Stream
 from raycompose.graph.annotations import (
     ITERATORS,
     UNKNOWN,
@@ -152,6 +153,8 @@ class Decoder:
         """What converts each annotated parameter; made once, not per request."""
         parameters = self.signature.parameters if self.signature else ()
         made = {p.name: _validator(p.annotation) for p in parameters}
+        if parameters and self.signature and self.signature.takes == "stream":
+            made[parameters[0].name] = made[parameters[0].name] or _validator(Stream)
         return {name: validate for name, validate in made.items() if validate is not None}
 
 
@@ -163,14 +166,13 @@ def _validator(annotation: Any) -> Validate | None:
         return None
     plain = without_optional(annotation)
     origin = typing.get_origin(plain) or plain
-    if origin in ITERATORS:
-        if origin in (collections.abc.AsyncIterator, collections.abc.AsyncIterable):
-            return None
+    if origin in ITERATORS or origin is Stream:
         items: Any = list[item_type(plain)] if typing.get_args(plain) else list  # type: ignore[misc]  # made at run time
-        validate = _validator(items)
+        validate = _validator(items) or _validator(list)
         if validate is None or origin is collections.abc.Iterable:
             return validate
-        return lambda value: iter(validate(value))
+        made: Any = iter if origin is collections.abc.Iterator else Stream.of
+        return lambda value: made(validate(value))
     try:
         adapter = pydantic.TypeAdapter(annotation)
     except _UNKNOWN_TYPE:  # as numpy.ndarray
@@ -181,7 +183,7 @@ def _validator(annotation: Any) -> Validate | None:
 
 _LISTS = (
     *(list, tuple, set, frozenset, deque, collections.abc.Sequence, collections.abc.Set),
-    *(collections.abc.Collection, collections.abc.Iterable, collections.abc.Iterator),
+    *(collections.abc.Collection, *ITERATORS, Stream),
 )
 
 
