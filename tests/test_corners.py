@@ -78,15 +78,17 @@ def two(path: str) -> tuple[str, str]:
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
-def joined(both: Any) -> str:
-    return "+".join(both)
+def joined(both: tuple[str, str]) -> str:
+    return f"{type(both).__name__}: {'+'.join(both)}"
 
 
-def test_a_task_of_two_results_runs_once(deploy: Deploy, tmp_path: Any) -> None:
-    """``num_returns=2`` gives a list of two results to what is behind, from one run."""
-    client = deploy(rc.pipeline(two, joined.bind()))
+@pytest.mark.parametrize("engine", ["distributed", "local"])
+def test_a_task_of_two_results_runs_once(deploy: Deploy, tmp_path: Any, engine: str) -> None:
+    """``num_returns=2`` gives a tuple of two results to what is behind, from one run."""
+    app = rc.pipeline(two, joined.bind())
+    client = rc.local(app) if engine == "local" else deploy(app)
     ran = tmp_path / "once"
-    assert client.call(str(ran), timeout_s=TIMEOUT_S) == "one+two"
+    assert client.call(str(ran), timeout_s=TIMEOUT_S) == "tuple: one+two"
     assert ran.read_text() == "ran\n"
 
 

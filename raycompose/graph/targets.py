@@ -415,10 +415,10 @@ class Task(Target):
 
 
 async def _results(refs: Any) -> Any:
-    """What ``.remote`` gave references to: one result, or with ``num_returns`` a list or None."""
+    """What ``.remote`` gave references to: one result, or with ``num_returns`` a tuple or None."""
     try:
         if isinstance(refs, list):
-            return await asyncio.gather(*refs)
+            return tuple(await asyncio.gather(*refs))  # as the function itself returns them
         return None if refs is None else await refs
     except asyncio.CancelledError:
         for ref in refs if isinstance(refs, list) else [refs]:
