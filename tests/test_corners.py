@@ -66,6 +66,29 @@ def test_what_cannot_be_sent_settles_its_promise(deploy: Deploy) -> None:
         assert rc.failed_stage(caught.value) == "Maker"
 
 
+class Fails:
+    async def __call__(self, x: int) -> int:
+        raise ValueError("no luck")
+
+
+async def referred(ref: rc.Ref[int]) -> int:
+    return await ref
+
+
+def test_a_failed_reference_is_no_error_that_nobody_saw(caplog: pytest.LogCaptureFixture) -> None:
+    """The failure of a stage that is referred to reaches its caller, and not asyncio's log."""
+    client = rc.local(rc.pipeline(serve.deployment(Fails).bind(), referred))
+    with pytest.raises(ValueError, match="no luck"):
+        client.call(1)
+
+    def collected() -> bool:
+        gc.collect()
+        return not any(type(o) is asyncio.Future and "no luck" in repr(o) for o in gc.get_objects())
+
+    until(collected)
+    assert "never retrieved" not in caplog.text
+
+
 # Tasks with several results
 
 

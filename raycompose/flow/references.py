@@ -65,7 +65,9 @@ class Ref(Generic[T]):
             if isinstance(self._source, ObjectRef):
                 await _serve.ready(self._source)
             else:
-                await asyncio.wait({asyncio.wrap_future(self._source)})
+                ended = asyncio.wrap_future(self._source)
+                ended.add_done_callback(lambda it: it.cancelled() or it.exception())  # seen
+                await asyncio.wait({ended})
         except asyncio.CancelledError:
             self._note_interrupted()
             raise
