@@ -1,10 +1,13 @@
 """An HTTP request becomes the first stage's arguments; what is wrong with it is a 4xx."""
 
+import contextlib
 import dataclasses
 import encodings
 import json
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Optional
 from urllib.parse import parse_qsl
 
@@ -18,6 +21,7 @@ from starlette.testclient import TestClient
 from support.fuzz import examples
 
 import raycompose as rc
+from raycompose.flow.json import parse_json
 from raycompose.http.forms import form_fields
 
 JSON = {"content-type": "application/json"}
@@ -711,6 +715,35 @@ def test_malformed_json_is_a_400(body: bytes) -> None:
     """What is not valid JSON answers 400; NaN and Infinity are not JSON."""
     detail = problem(ECHO.post("/", content=body, headers=JSON), 400)["detail"]
     assert "JSON" in detail
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1" * 448_000,
+        b"[" + b"1" * 448_000 + b"]",
+        b"[0." + b"1" * 448_000 + b"]",
+        b"[" + b",".join([b"1" * 4000] * 112) + b"]",
+        json.dumps("x" * 448_000).encode(),
+        json.dumps("é" * 75_000).encode(),
+        b"\xef\xbb\xbf" + json.dumps("x" * 448_000).encode(),
+        json.dumps("x" * 112_000).encode("utf-32"),
+    ],
+    ids=["digits", "digits in a list", "float", "integers", "text", "escaped", "signed", "utf-32"],
+)
+def test_long_json_takes_no_more_time_than_in_python(body: bytes) -> None:
+    """448 kB of one number or text are read in a time like that of the standard library."""
+    ours, pythons = (
+        min(_cpu_s(partial(parse, body)) for _ in range(5)) for parse in (parse_json, json.loads)
+    )
+    assert ours < 30 * pythons + 0.01  # it is about the same; a square would be 10,000 times it
+
+
+def _cpu_s(action: Callable[[], Any]) -> float:
+    began = time.thread_time()
+    with contextlib.suppress(ValueError):  # so many digits are refused
+        action()
+    return time.thread_time() - began
 
 
 @pytest.mark.parametrize("body", [b"{", b'{"a": NaN}', b"[1,", b"[" * 100_000])
