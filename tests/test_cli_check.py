@@ -10,8 +10,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray import serve
 from raycompose_cli.commands import app
 from typer.testing import CliRunner, Result
+
+from raycompose.client.cluster import cpus_needed
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 APPS = Path(__file__).parent / "apps"
@@ -82,6 +85,25 @@ def test_build_writes_a_serve_config_or_a_manifest_for_kuberay(tmp_path: Path) -
     head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert head["image"] == "registry/app:1"
     jsonschema.validate(service, RAY_SERVICE)
+
+
+def test_build_of_a_function_is_one_line() -> None:
+    """`serve build` takes no app builder: what to write instead is said."""
+    done = typed("build", "four:build", "--app-dir", str(APPS))
+    assert done.exit_code == 1
+    assert "app = build({})" in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+
+
+def test_no_number_of_cpus_is_rays_default(tmp_path: Path) -> None:
+    """``num_cpus: null`` in a config, and ``None`` in the code, count as one CPU."""
+    nothing = {"num_cpus": None}
+    app = serve.deployment(lambda x: x, name="A").bind()
+    assert cpus_needed(app, {"A": {"ray_actor_options": nothing}}) == 1
+    code = "from ray import serve\n@serve.deployment(ray_actor_options={'num_cpus': None})\n"
+    (tmp_path / "nothing_asked.py").write_text(f"{code}def a(x): return x\napp = a.bind()\n")
+    done = typed("check", "nothing_asked:app", "--app-dir", str(tmp_path))
+    assert "1 CPU asked for" in done.output
 
 
 def _object(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
@@ -251,6 +273,22 @@ CONFIGS = [
         "applications: [{import_path: 'four:app', deployments: [{num_replicas: 2}]}]",
         "a deployment of application 'default' has no name",
     ),
+    *(
+        ("applications: [{import_path: 'four:app', " + wrong + "}]", where)
+        for wrong, where in (
+            ("deployments: 5", "applications.0.deployments: Input should be a valid list"),
+            ("name: [1]", "applications.0.name: Input should be a valid string"),
+            ("name: {a: b}", "applications.0.name: Input should be a valid string"),
+            ("args: [1]", "applications.0.args: Input should be a valid dictionary"),
+            ("deployments: [{name: [1]}]", "deployments.0.name: Input should be a valid string"),
+            ("deployments: [{name: A, ray_actor_options: null}]", "ray_actor_options: Input"),
+            ("deployments: [{name: A, ray_actor_options: 5}]", "ray_actor_options: Input"),
+            (
+                "deployments: [{name: A, ray_actor_options: {num_cpus: x}}]",
+                "ray_actor_options.num_cpus: Input should be a valid number",
+            ),
+        )
+    ),
     (
         "applications: [{import_path: 'four:app'}, {import_path: 'four:app'}]",
         "each application needs a name of its own",
@@ -260,7 +298,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize(("text", "message"), CONFIGS)
 def test_a_config_that_is_none_is_one_line(tmp_path: Path, text: str, message: str) -> None:
-    """Bad YAML, no applications, no import path, no names."""
+    """Bad YAML, no applications, no import path, no names, values of the wrong type."""
     file = tmp_path / "config.yaml"
     file.write_text(text)
     done = typed("run", str(file), "--app-dir", str(APPS))

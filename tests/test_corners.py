@@ -20,6 +20,7 @@ import pytest
 import ray
 import requests
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from starlette.testclient import TestClient
 from support.waiting import apoll, until
 
@@ -69,6 +70,29 @@ def test_what_cannot_be_sent_settles_its_promise(deploy: Deploy) -> None:
         assert rc.failed_stage(caught.value) == "Maker"
 
 
+class Fails:
+    async def __call__(self, x: int) -> int:
+        raise ValueError("no luck")
+
+
+async def referred(ref: rc.Ref[int]) -> int:
+    return await ref
+
+
+def test_a_failed_reference_is_no_error_that_nobody_saw(caplog: pytest.LogCaptureFixture) -> None:
+    """The failure of a stage that is referred to reaches its caller, and not asyncio's log."""
+    client = rc.local(rc.pipeline(serve.deployment(Fails).bind(), referred))
+    with pytest.raises(ValueError, match="no luck"):
+        client.call(1)
+
+    def collected() -> bool:
+        gc.collect()
+        return not any(type(o) is asyncio.Future and "no luck" in repr(o) for o in gc.get_objects())
+
+    until(collected)
+    assert "never retrieved" not in caplog.text
+
+
 # Tasks with several results
 
 
@@ -81,15 +105,17 @@ def two(path: str) -> tuple[str, str]:
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
-def joined(both: Any) -> str:
-    return "+".join(both)
+def joined(both: tuple[str, str]) -> str:
+    return f"{type(both).__name__}: {'+'.join(both)}"
 
 
-def test_a_task_of_two_results_runs_once(deploy: Deploy, tmp_path: Any) -> None:
-    """``num_returns=2`` gives a list of two results to what is behind, from one run."""
-    client = deploy(rc.pipeline(two, joined.bind()))
+@pytest.mark.parametrize("engine", ["distributed", "local"])
+def test_a_task_of_two_results_runs_once(deploy: Deploy, tmp_path: Any, engine: str) -> None:
+    """``num_returns=2`` gives a tuple of two results to what is behind, from one run."""
+    app = rc.pipeline(two, joined.bind())
+    client = rc.local(app) if engine == "local" else deploy(app)
     ran = tmp_path / "once"
-    assert client.call(str(ran), timeout_s=TIMEOUT_S) == "one+two"
+    assert client.call(str(ran), timeout_s=TIMEOUT_S) == "tuple: one+two"
     assert ran.read_text() == "ran\n"
 
 
@@ -98,6 +124,32 @@ def test_a_task_of_two_results_is_cancelled(deploy: Deploy, tmp_path: Any) -> No
     client = deploy(rc.stage(two, name="two", timeout_s=1.0))
     with pytest.raises(rc.StageTimeoutError):
         client.call(str(tmp_path / "hangs"), timeout_s=TIMEOUT_S)
+
+
+# Calls of methods that are not there
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Mistaken:
+    def __init__(self, callee: Any) -> None:
+        self._callee = callee
+
+    async def __call__(self, path: str) -> Any:
+        write(path, "ran")
+        return await self._callee.misspelt.remote(path)
+
+
+def test_a_stage_that_calls_a_method_that_is_not_there_runs_once(
+    deploy: Deploy, tmp_path: Any
+) -> None:
+    """Its error is not taken for that of a call to an application that is no pipeline."""
+    client = deploy(rc.pipeline(Mistaken.bind(Taker.bind())))
+    ran = tmp_path / "once"
+    for _ in range(2):
+        with pytest.raises(RayServeException, match="misspelt") as caught:
+            client.call(str(ran), timeout_s=TIMEOUT_S)
+        assert rc.failed_stage(caught.value) == "Mistaken"
+    assert ran.read_text() == "ran\nran\n"
 
 
 # Deciders

@@ -1,20 +1,28 @@
 """An HTTP request becomes the first stage's arguments; what is wrong with it is a 4xx."""
 
+import contextlib
 import dataclasses
 import encodings
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Optional
+from urllib.parse import parse_qsl
 
 import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray import serve
+from starlette.requests import Request as StarletteRequest
 from starlette.testclient import TestClient
 from support.fuzz import examples
 
 import raycompose as rc
+from raycompose.flow.json import parse_json
+from raycompose.http.forms import form_fields
 
 JSON = {"content-type": "application/json"}
 CURL = {"content-type": "application/x-www-form-urlencoded"}
@@ -474,8 +482,107 @@ def test_charsets_leave_nothing_behind() -> None:
         for charset in (f"no-such-{n}", "utf" + "-" * n + "8", "utf" + "_" * n + "8"):
             kind = f"text/plain; charset={charset}"
             assert ECHO.post("/", content=b"x", headers={"content-type": kind}).status_code < 500
-    remembered = [name for name in encodings._cache if "no_such" in name or "--" in name]
-    assert remembered == []
+    assert _charsets_of_senders() == []
+
+
+async def title_of_form(request: StarletteRequest) -> Any:
+    form = await request.form()
+    return form["a"] if form is await request.form() else "read twice"
+
+
+@pytest.mark.parametrize("stage", [lambda x: x["a"], title_of_form])
+def test_charsets_of_multipart_forms_leave_nothing_behind(stage: Any) -> None:
+    """Nor by a multipart form, whoever reads it; unknown, it is Latin-1, as Starlette has it."""
+    client = http(stage)
+    form = b'--b"\r\nContent-Disposition: form-data; name="a"\r\n\r\n\xe9\r\n--b"--\r\n'
+
+    def sent(kind: str) -> Any:
+        headers = {"content-type": f"multipart/form-data; {kind}"}
+        return client.post("/", content=form, headers=headers)
+
+    for charset in ("no-such", "utf--16--no", "cp-----1252", "latin-1"):
+        assert sent(rf'boundary="b\""; charset={charset}').text == "é"
+    assert sent(r'charset="cp1251"; boundary="b\""').text == "й"
+    assert sent("charset=no-such-boundary").status_code == 400
+    assert _charsets_of_senders() == []
+
+
+async def added(items: AsyncIterator[int], by: int = 0) -> int:
+    return sum([i async for i in items], by)
+
+
+async def added_up(items: rc.Stream[int]) -> int:
+    return sum([i async for i in items])
+
+
+def added_in_a_thread(items: rc.Stream[int]) -> int:
+    return sum(items)
+
+
+async def passed_on(items: rc.Stream[int]) -> AsyncIterator[int]:
+    async for item in items:
+        yield item
+
+
+STREAM_TAKERS = [
+    (added_up,),
+    (added_in_a_thread,),
+    (serve.deployment(added_up).bind(),),
+    (passed_on, added_up),
+]
+
+
+@pytest.mark.parametrize("stages", [(added,), *STREAM_TAKERS])
+def test_a_list_is_sent_to_a_first_stage_that_takes_a_stream(stages: Any) -> None:
+    """Over HTTP the items of a stream are a list; what is none is a 422."""
+    client = http(*stages)
+    assert client.post("/", json=[1, "2"]).json() == 3
+    assert client.get("/?items=1").json() == 1
+    problem(client.post("/", json=[1, "x"]), 422)
+    problem(client.post("/", json=5), 422)
+
+
+def test_a_first_stage_that_is_passed_a_stream_gets_one() -> None:
+    """``pass_by="stream"`` takes a list over HTTP as well, of anything."""
+    client = http(rc.stage(lambda items: list(items), name="unannotated", pass_by="stream"))
+    assert client.post("/", json=[1, "x"]).json() == [1, "x"]
+    problem(client.post("/", json={"a": 1}), 422)
+
+
+def test_a_stream_beside_other_arguments_is_a_list() -> None:
+    """A stage that takes several gets its stream out of an object."""
+    assert http(added).post("/", json={"items": [1, 2], "by": 3}).json() == 6
+
+
+def _charsets_of_senders() -> list[str]:
+    """What Python remembers of the names that senders made up."""
+    return [name for name in encodings._cache if "no_such" in name or "--" in name]
+
+
+@pytest.mark.parametrize("text", ["a=" + "%41" * 500_000, "a=" + "%x" * 500_000, "%" * 500_000])
+def test_a_form_takes_a_few_times_its_size(text: str) -> None:
+    """However a form is escaped, decoding it takes no more than ten times its memory."""
+    body = text.encode()
+    tracemalloc.start()
+    fields = form_fields(body, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fields == parse_qsl(text, keep_blank_values=True)
+    assert peak < 11 * len(body)
+
+
+@settings(max_examples=examples(300, 5000), deadline=None)
+@given(st.lists(st.sampled_from([*"%%%==&&++\n\r 4aFgé3dD", "%C3%A9", "%ff", "%c3"]), max_size=12))
+def test_a_form_is_read_as_python_reads_it(parts: list[str]) -> None:
+    """What the standard library reads in a form is read, and what it refuses is refused."""
+    text = "".join(parts)
+    try:
+        expected = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=5)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            form_fields(text.encode(), 5)
+        return
+    assert form_fields(text.encode(), 5) == expected
 
 
 def test_a_form_of_very_many_fields_is_refused() -> None:
@@ -608,6 +715,35 @@ def test_malformed_json_is_a_400(body: bytes) -> None:
     """What is not valid JSON answers 400; NaN and Infinity are not JSON."""
     detail = problem(ECHO.post("/", content=body, headers=JSON), 400)["detail"]
     assert "JSON" in detail
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1" * 448_000,
+        b"[" + b"1" * 448_000 + b"]",
+        b"[0." + b"1" * 448_000 + b"]",
+        b"[" + b",".join([b"1" * 4000] * 112) + b"]",
+        json.dumps("x" * 448_000).encode(),
+        json.dumps("é" * 75_000).encode(),
+        b"\xef\xbb\xbf" + json.dumps("x" * 448_000).encode(),
+        json.dumps("x" * 112_000).encode("utf-32"),
+    ],
+    ids=["digits", "digits in a list", "float", "integers", "text", "escaped", "signed", "utf-32"],
+)
+def test_long_json_takes_no_more_time_than_in_python(body: bytes) -> None:
+    """448 kB of one number or text are read in a time like that of the standard library."""
+    ours, pythons = (
+        min(_cpu_s(partial(parse, body)) for _ in range(5)) for parse in (parse_json, json.loads)
+    )
+    assert ours < 30 * pythons + 0.01  # it is about the same; a square would be 10,000 times it
+
+
+def _cpu_s(action: Callable[[], Any]) -> float:
+    began = time.thread_time()
+    with contextlib.suppress(ValueError):  # so many digits are refused
+        action()
+    return time.thread_time() - began
 
 
 @pytest.mark.parametrize("body", [b"{", b'{"a": NaN}', b"[1,", b"[" * 100_000])

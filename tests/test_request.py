@@ -1,14 +1,19 @@
 """Requests: a Starlette request that crosses processes and whose JSON needs no await."""
 
 import asyncio
+import dataclasses
+import gc
 import json
 import math
 import pickle
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
+import pydantic
 import pytest
 import starlette.requests
+from ray import serve
 from starlette.testclient import TestClient
 
 import raycompose as rc
@@ -147,6 +152,98 @@ def test_json_is_the_plain_value_as_a_result(value: Any) -> None:
     for stage in (returned, yielded):
         response = http(rc.pipeline(stage, lambda x: [x])).post("/", content=json.dumps(value))
         assert response.json() == [value]
+
+
+class Model(pydantic.BaseModel):
+    x: Any
+
+
+async def refused(request: starlette.requests.Request) -> Any:
+    raise rc.HTTPError(422, {"got": [request.json()]})
+
+
+async def modelled(request: starlette.requests.Request) -> Any:
+    return Model(x=[request.json()])
+
+
+@dataclasses.dataclass
+class Held:
+    x: Any
+
+
+async def held_in_several(request: starlette.requests.Request) -> Any:
+    return [Held([Model(x=request.json())]), float("nan")]
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_is_the_plain_value_in_problem_details(value: Any) -> None:
+    """An error's detail shows what ``json()`` gave, and nothing else of the request."""
+    secrets = {"authorization": "Bearer s", "cookie": "k=v"}
+    answer = http(rc.pipeline(refused)).post("/", content=json.dumps(value), headers=secrets)
+    assert answer.json()["data"] == {"got": [value]}
+    assert "Bearer" not in answer.text
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_is_the_plain_value_in_a_model(value: Any) -> None:
+    """A pydantic model that holds what ``json()`` gave is sent, as deep as it may be."""
+    content = json.dumps(value)
+    assert http(rc.pipeline(modelled)).post("/", content=content).json() == {"x": [value]}
+    assert http(rc.pipeline(held_in_several)).post("/", content=content).json() == [
+        {"x": [{"x": value}]}, None]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_json_shows_nothing_of_its_request(value: Any) -> None:
+    """Nothing that ``json()`` gives leads to the request and its headers."""
+
+    async def reachable(request: rc.Request) -> list[Any]:
+        found: list[Any] = [request.json()]
+        for _ in range(3):
+            held = gc.get_referents(*(o for o in found if not isinstance(o, type | ModuleType)))
+            found += held
+        return found
+
+    assert not any(isinstance(o, rc.Request) for o in asyncio.run(reachable(made(value))))
+
+
+class Kind:
+    def __call__(self, value: Any) -> str:
+        return type(value).__name__
+
+
+class Asks:
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+
+    async def __call__(self, request: starlette.requests.Request) -> Any:
+        return await self._kind.remote(request.json())
+
+
+class Gives:
+    async def __call__(self, request: starlette.requests.Request) -> Any:
+        return request.json()
+
+
+async def kind_of_referred(ref: rc.Ref[Any]) -> str:
+    return type(await ref).__name__
+
+
+@pytest.mark.parametrize("value", [True, None, {"a": 1}, 7])
+def test_json_is_the_plain_value_for_others(value: Any) -> None:
+    """A handle's callee, an embedded pipeline and who awaits a reference get Python's own value."""
+    embedded = rc.pipeline(lambda x: type(x).__name__).embed()
+
+    async def asks(request: starlette.requests.Request) -> Any:
+        return await embedded(request.json())
+
+    for app in (
+        serve.deployment(Asks).bind(serve.deployment(Kind).bind()),
+        rc.pipeline(serve.deployment(Gives).bind(), kind_of_referred),
+        asks,
+    ):
+        answer = http(rc.pipeline(app)).post("/", content=json.dumps(value))
+        assert answer.text == type(value).__name__
 
 
 def test_json_that_was_changed_pickles_as_it_is() -> None:

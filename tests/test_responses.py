@@ -32,6 +32,7 @@ from starlette.testclient import TestClient
 
 import raycompose as rc
 from raycompose import _serve
+from raycompose.graph import metrics
 
 SECRET = "s3cret-password"
 
@@ -83,6 +84,55 @@ def test_plain_results_are_what_ray_serve_sends(result: Any) -> None:
     assert response.status_code == 200
     assert response.content == body
     assert response.headers["content-type"] == content_type
+
+
+async def halves(request: Request) -> AsyncIterator[str]:
+    yield "a"
+    yield "\ud800"
+
+
+def test_half_a_character_is_the_fault_of_its_stage() -> None:
+    """Text that UTF-8 cannot hold is a 500 that names the stage, whole or in a stream."""
+    answer = http(lambda: "\ud800").get("/")
+    assert (answer.status_code, answer.json()["stage"]) == (500, "lambda")
+    events = http(halves).get("/", headers={"accept": "text/event-stream"}).text
+    assert '"stage":"halves"' in events
+
+
+def sent_at_last() -> object:
+    return object()
+
+
+async def early() -> AsyncIterator[int]:
+    if not early.__doc__:
+        raise ValueError("before the first item")
+    yield 1
+
+
+async def late() -> AsyncIterator[int]:
+    yield 1
+    raise ValueError("after the first item")
+
+
+async def unsendable() -> AsyncIterator[object]:
+    yield 1
+    yield object()
+
+
+@pytest.mark.parametrize("stage", [sent_at_last, early, late, unsendable])
+def test_what_fails_on_its_way_out_is_counted(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that fails, early or late, and what cannot be sent are errors of their stage."""
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(metrics, "count", lambda name, _, stage: counted.append((name, stage)))
+    assert "stage" in http(stage).get("/").text
+    assert counted == [("stage_errors", stage.__name__)]
+
+
+def test_accept_may_be_in_several_lines() -> None:
+    """Of several ``Accept`` lines each counts, as HTTP has it."""
+    lines = [("accept", "application/json"), ("accept", "text/event-stream")]
+    response = http(late).get("/", headers=lines)
+    assert response.headers["content-type"].startswith("text/event-stream")
 
 
 def test_text_is_sent_as_text() -> None:

@@ -604,7 +604,7 @@ def test_bodies_are_encoded_as_ray_serve_encodes_them(value: Any, body: bytes, k
 def test_values_are_plain_as_ray_serve_makes_them() -> None:
     """``serve_encoders`` has what FastAPI's encoder needs for NumPy's arrays and scalars."""
     value = {"array": np.arange(3), "scalar": np.float32(0.5)}
-    assert _serve.jsonable(value) == {"array": [0, 1, 2], "scalar": 0.5}
+    assert _serve.jsonable(value, {}) == {"array": [0, 1, 2], "scalar": 0.5}
 
 
 def test_the_users_exception_is_the_cause_of_a_task_error() -> None:

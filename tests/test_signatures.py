@@ -427,6 +427,8 @@ class Derived(Base):
         (int, int),
         (bool, int),
         (int, float),
+        (bytearray, bytes),
+        (memoryview, bytes),
         (int, complex),
         (float, complex),
         (bool, float),

@@ -1,5 +1,6 @@
 """What Ray Serve answers: values as it sends them, errors as it reports them."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi.encoders import jsonable_encoder
@@ -14,9 +15,14 @@ def encode_body(value: Any) -> tuple[bytes, str]:
     return body["body"], dict(start["headers"])[b"content-type"].decode()
 
 
-def jsonable(value: Any) -> Any:
-    """Return ``value`` as the plain tree that Ray Serve itself would send as JSON."""
-    return jsonable_encoder(value, custom_encoder=serve_encoders)
+def jsonable(value: Any, encoders: Mapping[Any, Callable[[Any], Any]]) -> Any:
+    """Return ``value`` as the plain tree that Ray Serve itself would send as JSON.
+
+    Args:
+        value: What to send.
+        encoders: What gives the plain value of types that Ray Serve does not know.
+    """
+    return jsonable_encoder(value, custom_encoder={**serve_encoders, **encoders})
 
 
 def did_not_stream(error: TypeError) -> bool:
@@ -34,9 +40,9 @@ def answers_http_alone(error: TypeError) -> bool:
     return "ASGIAppReplicaWrapper.__call__()" in str(error)
 
 
-def has_no_method(error: Exception) -> bool:
-    """Tell whether this is Ray's answer to a call of a method that a deployment does not have."""
-    return "Tried to call a method" in str(error) and "that does not exist" in str(error)
+def has_no_method(error: Exception, method: str) -> bool:
+    """Tell whether this is Ray's answer to a call of this method, which a deployment has not."""
+    return f"Tried to call a method '{method}' that does not exist" in str(error)
 
 
 def unwrap(error: BaseException) -> BaseException:

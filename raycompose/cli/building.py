@@ -9,6 +9,7 @@ from typing import Any
 import pydantic
 import yaml
 from ray.serve import Application, Deployment
+from ray.serve.schema import ServeDeploySchema
 
 from raycompose import CompositionError, Pipeline, _serve
 
@@ -72,14 +73,19 @@ def config(path: str) -> dict[str, Any]:
         if not isinstance(app, dict) or not isinstance(app.get("import_path"), str):
             raise Problem(f"{path}: application {number + 1} has no import_path", status=2)
         app.setdefault("name", "default")
-        for deployment in app.get("deployments") or ():
+        deployments = app.get("deployments")
+        for deployment in deployments if isinstance(deployments, list) else ():
             if not isinstance(deployment, dict) or "name" not in deployment:
                 raise Problem(
                     f"{path}: a deployment of application {app['name']!r} has no name", status=2
                 )
-    names = [app["name"] for app in apps]
+    names = [str(app["name"]) for app in apps]
     if len(set(names)) < len(names):
         raise Problem(f"{path}: each application needs a name of its own, got {names}", status=2)
+    try:
+        ServeDeploySchema.model_validate(found)
+    except pydantic.ValidationError as error:
+        raise Problem(f"{path}: {_listed(error)}", status=2) from error
     return dict(found)
 
 
@@ -135,8 +141,11 @@ def _called(path: str, arguments: dict[str, Any], app_dir: str) -> Application:
 
 
 def _arguments_wanted(error: pydantic.ValidationError) -> str:
-    wanted = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-    return f"arguments are given as KEY=VALUE; {'; '.join(wanted)}"
+    return f"arguments are given as KEY=VALUE; {_listed(error)}"
+
+
+def _listed(error: pydantic.ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
 def _pair(argument: str) -> tuple[str, str]:

@@ -48,8 +48,9 @@ def asked_for(app: Application) -> Counter[str]:
     for deployment in _serve.build(app, "default").deployments:
         config = _serve.autoscaling_config(deployment)
         replicas = config.max_replicas if config else deployment.num_replicas
-        options = {"num_cpus": 1, **(deployment.ray_actor_options or {})}
-        needs = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus") or 0}
+        options = deployment.ray_actor_options or {}
+        cpus = options.get("num_cpus")
+        needs = {"CPU": 1 if cpus is None else cpus, "GPU": options.get("num_gpus") or 0}
         needs["memory"] = options.get("memory") or 0
         for name, amount in {**needs, **(options.get("resources") or {})}.items():
             asked[name] += amount * replicas

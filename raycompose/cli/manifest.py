@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import ray
@@ -17,7 +18,7 @@ from ray.serve import scripts
 
 from .building import build as build_app
 from .building import hush_serve
-from .loading import split
+from .loading import Problem, load, split
 from .options import write
 
 
@@ -29,6 +30,11 @@ def build(path: str, app_dir: str, output: str | None, image: str | None, kubera
     """
     hush_serve()
     build_app(path, (), app_dir)  # says what is wrong in our words
+    if isinstance(load(path, app_dir), FunctionType):
+        raise Problem(
+            f"{path} is a function, and `serve build` takes an application: give what it returns "
+            f"a name in its module, as in app = {path.rpartition(':')[2]}({{}}), and build that"
+        )
     text = serve_config(path, app_dir)
     if kuberay:
         module, _ = split(path)

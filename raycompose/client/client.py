@@ -28,6 +28,8 @@ from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+_CALL = Ingress.raycompose_call.__name__
+_STREAM = Ingress.raycompose_stream.__name__
 
 
 class Client(ABC):
@@ -219,11 +221,11 @@ class _Remote(Client):
     async def _timed(self, timeout_s: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the pipeline with a deadline, which its replica minds: it knows what runs."""
         if self._fronts_pipeline:
-            timed = self._handle.options(method_name=Ingress.raycompose_call.__name__)
+            timed = self._handle.options(method_name=_CALL)
             try:
                 return await result_of(timed.remote(timeout_s, *args, **kwargs))
             except RayServeException as error:
-                if not _serve.has_no_method(error):
+                if not _serve.has_no_method(error, _CALL):
                     raise
                 self._fronts_pipeline = False
         return await result_of(self._handle.remote(*args, **kwargs))
@@ -233,7 +235,7 @@ class _Remote(Client):
         # Called in here, on the background loop, where Ray's router may need a running loop.
         handle = self._handle.options(stream=True)
         if self._fronts_pipeline:
-            handle = handle.options(method_name=Ingress.raycompose_stream.__name__)
+            handle = handle.options(method_name=_STREAM)
         items = items_of(handle.remote(*args, **kwargs))
         try:
             async with aclosing(items):
@@ -248,7 +250,7 @@ class _Remote(Client):
                 raise answers_http(self._app_name, f"send requests to {self.url}") from None
             raise
         except RayServeException as error:
-            if not self._fronts_pipeline or not _serve.has_no_method(error):
+            if not self._fronts_pipeline or not _serve.has_no_method(error, _STREAM):
                 raise
             self._fronts_pipeline = False
             async for item in self._stream(args, kwargs):

@@ -144,7 +144,8 @@ def cpus_needed(app: Application, overrides: Mapping[str, Any] | None = None) ->
         given = changed.get("num_replicas")
         options = {**(deployment.ray_actor_options or {}), **changed.get("ray_actor_options", {})}
         replicas = given if isinstance(given, int) else replicas
-        total += replicas * float(options.get("num_cpus", 1))
+        cpus = options.get("num_cpus")
+        total += replicas * float(1 if cpus is None else cpus)
     return math.ceil(total)
 
 

@@ -32,10 +32,10 @@ def with_gates(steps: Steps[Node]) -> list[Node]:
 def _sources(before: Steps[Node]) -> list[Node]:
     """The steps whose calls are under way while the stream that they make is taken."""
     sources: list[Node] = []
-    for step, earlier in zip(reversed(before), [*reversed(before[:-1]), None], strict=True):
-        sources.append(step)
-        if earlier is None or not earlier.streams:
+    for step in reversed(before):
+        if sources and not step.streams:
             break
+        sources.append(step)
     return sources
 
 

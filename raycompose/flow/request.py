@@ -2,16 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Generator, Mapping, MutableMapping
+import re
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, MutableMapping
 from typing import Any
 
 import starlette.requests
+from pydantic_core import SchemaSerializer, core_schema
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
 from raycompose.errors import HTTPError
+from raycompose.flow.charsets import codec
 from raycompose.flow.json import parse_json
 from raycompose.flow.structures import leaves, rebuilt
 
@@ -39,8 +43,8 @@ class Request(starlette.requests.Request):
         scope = {"type": "http", "headers": [], "query_string": b"", **kept}
         super().__init__(scope, receive or _nothing)
         self._body = body
-        self.unawaited = 0
-        """How often ``json()`` gave what nobody has awaited yet."""
+        self.unawaited: set[int] = set()
+        """The ids of what ``json()`` gave and nobody has awaited."""
 
     @classmethod
     async def read(cls, request: starlette.requests.Request) -> "Request":
@@ -84,9 +88,9 @@ class Request(starlette.requests.Request):
             asyncio.get_running_loop()
         except RuntimeError:  # in a thread nobody can await it
             return _copied(self._value)
-        self.unawaited += 1
-        made = _KINDS.get(type(self._value), _Other)(self._value)
-        made.request = self
+        made = _KINDS.get(type(self._value), _Constant)(self._value)
+        made.unawaited = self.unawaited
+        self.unawaited.add(id(made))
         return made
 
     async def body(self) -> bytes:
@@ -102,9 +106,25 @@ class Request(starlette.requests.Request):
 
     async def _get_form(self, **limits: Any) -> FormData:  # behind form(), which is Starlette's
         try:
-            return await super()._get_form(**limits)
+            if self._form is None:
+                self._form = await super(Request, self._with_known_charset())._get_form(**limits)
+            return self._form
         except (MultiPartException, FormParserError) as error:
             raise HTTPError(400, f"malformed form: {error}") from None
+
+    def _with_known_charset(self) -> "Request":
+        """The request, with a charset of a multipart form that Python looks up without a trace."""
+        kind, options = parse_options_header(self.headers.get("content-type"))
+        if kind != b"multipart/form-data" or b"charset" not in options:
+            return self
+        try:
+            charset = codec(options[b"charset"].decode("latin-1"))
+        except LookupError:
+            charset = "latin-1"  # what Starlette takes then
+        boundary = re.sub(r'(["\\\\])', r"\\\1", options.get(b"boundary", b"").decode("latin-1"))
+        return self.with_header(
+            "content-type", f'multipart/form-data; boundary="{boundary}"; charset={charset}'
+        )
 
     @property
     def sent(self) -> tuple[dict[str, Any], bytes, Any]:
@@ -120,6 +140,11 @@ def settled(result: Any, args: tuple[Any, ...]) -> Any:
     if not args or type(args[0]) is not Request or not args[0].unawaited:
         return result
     return rebuilt(result, {id(part): part.plain() for part in leaves(result, (_Now,))})
+
+
+def plain(value: Any) -> Any:
+    """Return a value, the awaitable JSON of a request without the awaiting."""
+    return value.plain() if isinstance(value, _Now) else value
 
 
 class _Absent:
@@ -141,16 +166,22 @@ async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
+_SERIALIZER = SchemaSerializer(
+    core_schema.any_schema(
+        serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.plain())
+    )
+)  # by which pydantic writes a value of ours in a field of type Any
+
+
 class _Now:
     """Makes a JSON value awaitable; awaiting, and pickling, give the plain value."""
 
-    request: Request | None
+    __slots__ = ()
+    unawaited: set[int]  # the request's, without the request: what it says is nobody's to show
 
     def __await__(self) -> Generator[Any, None, Any]:
         yield from ()  # __await__ must be a generator; this one does not wait
-        if self.request is not None:
-            self.request.unawaited -= 1
-            self.request = None
+        self.unawaited.discard(id(self))
         return self.plain()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -182,8 +213,11 @@ class _Float(_Now, float):
     pass
 
 
-class _Other(_Now):
+class _Constant(_Now):
     """``true``, ``false`` and ``null``, which Python does not let be subclassed."""
+
+    __slots__ = ("_value", "unawaited")
+    __pydantic_serializer__ = _SERIALIZER
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -206,6 +240,8 @@ class _Other(_Now):
 
 
 _KINDS: dict[type, Any] = {dict: _Dict, list: _List, str: _Str, int: _Int, float: _Float}
+ENCODERS: dict[Any, Callable[[Any], Any]] = {_Constant: _Constant.plain}
+"""What gives the plain value of what an encoder does not know."""
 
 
 def _copied(value: Any) -> Any:

@@ -49,6 +49,11 @@ class Stream(Generic[T]):
         self._pulls: Pulls[T] | None = None
         self._blocking_items: Iterator[T] | None = None
 
+    @classmethod
+    def of(cls, items: list[T]) -> "Stream[T]":
+        """Return a stream of items that are there already."""
+        return cls(partial(_given, items))
+
     def map(self, function: Callable[[T], Awaitable[U]], *, portable: bool = True) -> "Stream[U]":
         """Return the stream of ``await function(item)``, in order, a few in flight at a time."""
         return Stream(_Mapped(self, function), portable=portable and self._portable)
@@ -71,7 +76,7 @@ class Stream(Generic[T]):
         """
         if self.portable:
             return self
-        return Stream(partial(_given, [item async for item in self]))
+        return Stream.of([item async for item in self])
 
     async def peek(self) -> "Stream[T]":
         """Return the same stream once its first item is there, or raise what came instead."""

@@ -24,9 +24,10 @@ _CONTAINERS = (
     list,
     Stream,
 )
-# What Python itself accepts for a number (PEP 484, "the numeric tower").
+# What Python itself accepts for another type (PEP 484, "the numeric tower", and for bytes).
 _NUMBERS = (bool, int, float, complex)
-_NUMERIC = {(int, float), (int, complex), (float, complex), (bool, float), (bool, complex)}
+_PROMOTED = {(int, float), (int, complex), (float, complex), (bool, float), (bool, complex),
+             (bytearray, bytes), (memoryview, bytes)}  # fmt: skip
 
 
 def fits(output: Any, accepted: Any) -> bool:
@@ -44,7 +45,7 @@ def fits(output: Any, accepted: Any) -> bool:
         return True
     return any(
         _related(given, wanted)
-        or (given, wanted) in _NUMERIC
+        or (given, wanted) in _PROMOTED
         or (_is_numpy(given) and wanted in _NUMBERS)
         or (given in _NUMBERS and _is_numpy(wanted))
         for given in outputs

@@ -14,6 +14,7 @@ from ray.serve import Application
 from raycompose import _serve
 from raycompose.errors import ApplicationUnavailableError
 from raycompose.flow.references import Ref, awaited
+from raycompose.flow.request import plain
 from raycompose.graph.applications import Elsewhere
 from raycompose.graph.context import Context
 from raycompose.graph.engines import Engine
@@ -113,7 +114,8 @@ async def _fetched(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, A
 
 
 async def _value(argument: Any) -> Any:
-    return await Ref(argument) if isinstance(argument, ObjectRef) else await awaited(argument)
+    value = await (Ref(argument) if isinstance(argument, ObjectRef) else awaited(argument))
+    return plain(value)
 
 
 def _with_held(found: Mapping[HostedDeployment, Any]) -> dict[HostedDeployment, None]:

@@ -18,6 +18,7 @@ from raycompose import _serve
 from raycompose.errors import LostAnswerError, RayComposeError, refuse_signal
 from raycompose.flow.concurrency import run_ahead
 from raycompose.flow.failures import users_error
+from raycompose.flow.request import settled
 from raycompose.flow.unpickling import unpickled_error
 from raycompose.flow.weights import HEAVY_BYTES
 from raycompose.graph.calling import (
@@ -348,7 +349,7 @@ class Running(Target):
         with _serve.CallGroup():
             result = await call_function(function, args, kwargs, on_loop=on_loop)
         refuse_generator(result, self.method)
-        return result
+        return settled(result, args)
 
     @override
     async def stream(self, args: Args, kwargs: Kwargs, ctx: Context) -> AsyncGenerator[Any, None]:
@@ -416,10 +417,10 @@ class Task(Target):
 
 
 async def _results(refs: Any) -> Any:
-    """What ``.remote`` gave references to: one result, or with ``num_returns`` a list or None."""
+    """What ``.remote`` gave references to: one result, or with ``num_returns`` a tuple or None."""
     try:
         if isinstance(refs, list):
-            return await asyncio.gather(*refs)
+            return tuple(await asyncio.gather(*refs))  # as the function itself returns them
         return None if refs is None else await refs
     except asyncio.CancelledError:
         for ref in refs if isinstance(refs, list) else [refs]:

@@ -1,16 +1,13 @@
 """An HTTP request becomes the first stage's arguments."""
 
-import codecs
 import collections.abc
 import dataclasses
-import encodings.aliases
 import typing
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import parse_qsl
 
 import pydantic
 from ray.exceptions import TaskCancelledError
@@ -20,8 +17,10 @@ from starlette.requests import Request as StarletteRequest
 
 from raycompose.errors import HTTPError
 from raycompose.flow.arguments import Arguments
+from raycompose.flow.charsets import codec
 from raycompose.flow.json import MalformedJSONError, parse_json
 from raycompose.flow.request import Request
+from raycompose.flow.streams import Stream
 from raycompose.graph.annotations import (
     ITERATORS,
     UNKNOWN,
@@ -30,6 +29,7 @@ from raycompose.graph.annotations import (
     without_optional,
 )
 from raycompose.graph.signatures import SCALARS, Signature
+from raycompose.http.forms import form_fields
 
 _NOTHING = object()
 
@@ -153,6 +153,8 @@ class Decoder:
         """What converts each annotated parameter; made once, not per request."""
         parameters = self.signature.parameters if self.signature else ()
         made = {p.name: _validator(p.annotation) for p in parameters}
+        if parameters and self.signature and self.signature.takes == "stream":
+            made[parameters[0].name] = made[parameters[0].name] or _validator(Stream)
         return {name: validate for name, validate in made.items() if validate is not None}
 
 
@@ -164,14 +166,13 @@ def _validator(annotation: Any) -> Validate | None:
         return None
     plain = without_optional(annotation)
     origin = typing.get_origin(plain) or plain
-    if origin in ITERATORS:
-        if origin in (collections.abc.AsyncIterator, collections.abc.AsyncIterable):
-            return None
+    if origin in ITERATORS or origin is Stream:
         items: Any = list[item_type(plain)] if typing.get_args(plain) else list  # type: ignore[misc]  # made at run time
-        validate = _validator(items)
+        validate = _validator(items) or _validator(list)
         if validate is None or origin is collections.abc.Iterable:
             return validate
-        return lambda value: iter(validate(value))
+        made: Any = iter if origin is collections.abc.Iterator else Stream.of
+        return lambda value: made(validate(value))
     try:
         adapter = pydantic.TypeAdapter(annotation)
     except _UNKNOWN_TYPE:  # as numpy.ndarray
@@ -182,7 +183,7 @@ def _validator(annotation: Any) -> Validate | None:
 
 _LISTS = (
     *(list, tuple, set, frozenset, deque, collections.abc.Sequence, collections.abc.Set),
-    *(collections.abc.Collection, collections.abc.Iterable, collections.abc.Iterator),
+    *(collections.abc.Collection, *ITERATORS, Stream),
 )
 
 
@@ -254,12 +255,9 @@ _MOST_FIELDS = 10_000
 
 def _form(body: bytes) -> _Fields:
     try:
-        pairs = parse_qsl(
-            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS
-        )
+        return _Fields.of(form_fields(body, _MOST_FIELDS))
     except ValueError as error:
         raise HTTPError(400, f"malformed form: {error}") from None
-    return _Fields.of(pairs)
 
 
 async def _multipart(request: Request) -> _Fields:
@@ -278,25 +276,9 @@ def _text(body: bytes, request: StarletteRequest) -> str:
         key, _, value = parameter.strip().partition("=")
         charset = value.strip('"') if key.lower() == "charset" else charset
     try:
-        return body.decode(_codec(charset))
+        return body.decode(codec(charset))
     except (LookupError, ValueError) as error:
         raise HTTPError(400, f"the body is not {charset!r} text: {error}") from None
-
-
-def _codec(charset: str) -> str:
-    """The name of Python's codec, of few: Python remembers every name that it looks up."""
-    name = encodings.normalize_encoding(charset).lower()
-    name = encodings.aliases.aliases.get(name, name)
-    if name not in _CODECS:
-        raise LookupError(f"{charset} is no character set that is known here")
-    return codecs.lookup(name).name
-
-
-# Others of Python's codecs are no character sets, are slow, or give half of a surrogate pair,
-# which no answer can hold.
-_CODECS = frozenset(encodings.aliases.aliases.values()) - {"utf_7"} | {
-    "cp1006", "cp720", "cp737", "cp856", "cp874", "cp875", "koi8_r", "koi8_t", "koi8_u",
-    "mac_arabic", "utf_8", "utf_8_sig"}  # fmt: skip
 
 
 def _text_or_bytes(body: bytes) -> Any:

@@ -7,9 +7,16 @@ from typing import Any
 
 from raycompose import _serve
 from raycompose.errors import RayComposeError
+from raycompose.flow.request import ENCODERS
 
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _FAILURES = (AttributeError, RecursionError, TypeError, ValueError)
+
+
+NOT_UTF8 = (
+    "gave text with half of a surrogate pair, which UTF-8 cannot hold: leave it out with "
+    'text.encode(errors="replace").decode(), say'
+)
 
 
 class UnsendableError(RayComposeError):
@@ -27,12 +34,24 @@ def json_text(value: Any) -> bytes:
     except _FAILURES:  # not plain, or not finite
         pass
     try:
-        return _ENCODER.encode(_finite(_serve.jsonable(value))).encode()
+        return _ENCODER.encode(_finite(_serve.jsonable(value, ENCODERS))).encode()
     except _FAILURES as error:
         raise UnsendableError(
             f"gave {_culprit(value)}, which JSON cannot hold: return a dict, a list, text, a "
             "number, a pydantic model, a dataclass, a NumPy array, bytes or a starlette Response"
         ) from error
+
+
+def utf8(text: str) -> bytes:
+    """Return a text as it is sent.
+
+    Raises:
+        UnsendableError: It holds half of a surrogate pair.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UnsendableError(NOT_UTF8) from error
 
 
 def _finite(value: Any) -> Any:
@@ -48,7 +67,7 @@ def _culprit(value: Any, depth: int = 0) -> str:
     parts = value.values() if isinstance(value, Mapping) else value
     for part in parts if isinstance(parts, Collection) and depth < 50 else ():
         try:
-            _serve.jsonable(part)
+            _serve.jsonable(part, ENCODERS)
         except _FAILURES:
             return f"{_culprit(part, depth + 1)} in a {type(value).__name__}"
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

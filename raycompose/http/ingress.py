@@ -20,7 +20,7 @@ from raycompose.errors import HTTPError, RayComposeError
 from raycompose.flow.arguments import pack
 from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
-from raycompose.flow.request import Request
+from raycompose.flow.request import Request, plain
 from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Each
 from raycompose.graph.calling import refuse_generator
@@ -136,8 +136,9 @@ class Ingress:
             return problem(error, ctx, self._giver(ctx), debug=debug)
 
         def broken(error: Exception) -> dict[str, Any]:
+            details = report(error)  # which may name the stage
             ctx.count_failure(error)
-            return report(error)
+            return details
 
         try:
             self._check_path(request.scope)
@@ -150,13 +151,16 @@ class Ingress:
             )
             ctx.http_scope = Request(request.scope, b"").scope
             result = await run(self._graph.root, value, ctx, deadline)
+        except Exception as error:
+            return add_timing(error_response(error, report), ctx)
+        try:
             if isinstance(result, Stream):
-                accept = request.headers.get("accept", "")
+                accept = ",".join(request.headers.getlist("accept"))
                 response: Response = await streamed(result, accept, self._settings.stream, broken)
             else:
                 response = whole(result)
         except Exception as error:
-            response = error_response(error, report)
+            response = error_response(error, broken)
         return add_timing(response, ctx)
 
     def _giver(self, ctx: Context) -> str | None:
@@ -289,7 +293,7 @@ class Embedded(Generic[In, Out]):
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context) -> Any:
         deadline = earliest(self._timeout_s, embedded_deadline.get())
-        return await run(self._graph.root, pack(args, kwargs), ctx, deadline)
+        return await run(self._graph.root, plain(pack(args, kwargs)), ctx, deadline)
 
 
 def _leading(node: Node) -> Node:

@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from raycompose import _serve
 from raycompose.errors import mark
 from raycompose.graph.context import Context
-from raycompose.http.encoding import UnsendableError, json_text
+from raycompose.http.encoding import NOT_UTF8, UnsendableError, json_text
 from raycompose.http.problems import has_body, may_be_sent
 
 
@@ -23,7 +23,10 @@ def whole(result: Any) -> Response:
     if isinstance(result, Response):
         return _own(result)
     if result is None or isinstance(result, str | bytes):
-        body, content_type = _serve.encode_body(result)
+        try:
+            body, content_type = _serve.encode_body(result)
+        except UnicodeEncodeError as error:
+            raise UnsendableError(NOT_UTF8) from error
         return Response(body, headers={"content-type": content_type})
     refuse_application(result)
     return Response(json_text(result), headers={"content-type": "application/json"})

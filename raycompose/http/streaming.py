@@ -14,7 +14,7 @@ from starlette.types import Send
 from raycompose.flow.concurrency import cancel, next_of
 from raycompose.flow.events import Event
 from raycompose.flow.streams import Stream
-from raycompose.http.encoding import UnsendableError, json_text
+from raycompose.http.encoding import UnsendableError, json_text, utf8
 from raycompose.http.problems import Report
 from raycompose.http.settings import Form
 
@@ -101,7 +101,7 @@ async def _raw(items: Stream[Any], report: Report) -> AsyncGenerator[bytes, None
                 if isinstance(data, bytes):
                     yield data
                 else:
-                    yield data.encode() if isinstance(data, str) else json_text(data)
+                    yield utf8(data) if isinstance(data, str) else json_text(data)
     except Exception as error:
         report(error)
         raise  # aborts the transfer: a clean end would look complete
@@ -144,7 +144,7 @@ def _event(data: str, event: str | None, id_: str | None) -> bytes:
         lines.insert(0, f"id: {id_}")
     if event is not None:
         lines.insert(0, f"event: {event}")
-    return "\n".join([*lines, "", ""]).encode()
+    return utf8("\n".join([*lines, "", ""]))
 
 
 _LINE_END = re.compile("\r\n|\r|\n")  # what ends a line in server-sent events
