@@ -55,8 +55,8 @@ class Ref(Generic[T]):
         """Return a reference that other processes can use, waiting for the result if need be."""
         if isinstance(self._source, ObjectRef) or not ray.is_initialized():
             return self
-        if self._source.done():
-            return Ref(ray.put(await self), self._stage)
+        if self._source.done() and not isinstance(value := await self, ObjectRef):
+            return Ref(ray.put(value), self._stage)
         return Ref(promise(self._source), self._stage, self._upstream)
 
     async def done(self) -> None:
