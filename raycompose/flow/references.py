@@ -32,6 +32,7 @@ class Ref(Generic[T]):
         source: A Ray ``ObjectRef``, or where stages share a process, a future of the result.
         stage: The stage that produces the result, named in the error when it fails.
         upstream: The reference that this stage was given, whose failure becomes its own.
+        since_s: When the stage was called, by ``time.perf_counter``.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Ref(Generic[T]):
         source: "ObjectRef[T] | concurrent.futures.Future[T]",
         stage: str | None = None,
         upstream: "Ref[Any] | None" = None,
+        since_s: float = 0.0,
     ) -> None:
         self._source = source
         self._stage = stage
         self._upstream = upstream
+        self._since_s = since_s
 
     @classmethod
     def to(cls, value: T) -> "Ref[T]":
@@ -166,9 +169,7 @@ class Ref(Generic[T]):
 
     def _explained(self, error: Exception) -> BaseException:
         cause = users_error(error)
-        if self._stage is not None:
-            mark(cause, self._stage)
-        return cause
+        return cause if self._stage is None else mark(cause, self._stage, since_s=self._since_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._source, ObjectRef):

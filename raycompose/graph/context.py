@@ -117,15 +117,18 @@ class Call:
             return
         note_interrupted(self._stage)
         if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
-            raise_named(raised, self._stage, self._ctx.request_id)
+            raise_named(raised, self._stage, self._ctx.request_id, self._started)
 
 
-def raise_named(raised: BaseException, stage: str, request_id: str) -> None:
-    """Raise what stands for what a stage raised, unless that may go on as it is, named."""
+def raise_named(raised: BaseException, stage: str, request_id: str, since_s: float = 0.0) -> None:
+    """Raise what stands for what a stage raised, unless that may go on as it is, named.
+
+    The arguments are ``mark``'s.
+    """
     if _is_cancelling(raised):
         # Its arguments tell anyio whose cancelling that was.
         raise asyncio.CancelledError(*getattr(raised.__context__, "args", ())) from raised
-    error = mark(_reportable(raised), stage, request_id)
+    error = mark(_reportable(raised), stage, request_id, since_s)
     if error is not raised:
         raise error from raised
 

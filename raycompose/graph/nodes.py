@@ -79,7 +79,7 @@ class Node:
 
     async def refer(self, value: Any, ctx: Context) -> Any:
         """Start the node and give a ``Ref`` to its result, without waiting for it."""
-        return Ref(ctx.start(self.run(value, ctx)), self.name)
+        return Ref(ctx.start(self.run(value, ctx)), self.name or None)
 
     @property
     def children(self) -> tuple["Node", ...]:
@@ -200,7 +200,7 @@ class Stage(Node):
         except Exception as error:
             raise_named(error, self.name, ctx.request_id)
             raise
-        ref = Ref(started, self.name, value if isinstance(value, Ref) else None)
+        ref = Ref(started, self.name, value if isinstance(value, Ref) else None, began)
         concurrency.keep(self._time(ref, began, ctx))
         return ref
 
