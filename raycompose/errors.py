@@ -13,7 +13,10 @@ RayComposeError
 """
 
 import asyncio
+import time
+import uuid
 from collections.abc import Mapping
+from types import MemberDescriptorType
 from typing import Any, TypeVar
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
@@ -28,7 +31,9 @@ E = TypeVar("E", bound=BaseException)
 
 _STAGE = "_raycompose_stage"
 _REQUEST = "_raycompose_request"
-MARKS = (_STAGE, _REQUEST)
+_SEEN = "_raycompose_seen"
+MARKS = (_STAGE, _REQUEST, _SEEN)
+_PROCESS = uuid.uuid4().hex
 
 
 class RayComposeError(Exception):
@@ -210,10 +215,19 @@ class HTTPError(RayComposeError, HTTPException):
 
 
 def reborn(kind: type[E], args: tuple[Any, ...], state: Mapping[str, Any]) -> E:
-    """Return an exception with these arguments and attributes, without running its ``__init__``."""
-    error = kind.__new__(kind, *args)
-    _pythons(kind).__init__(error, *args)
-    error.__dict__.update(state)
+    """Return an exception with these arguments and attributes, without running its ``__init__``.
+
+    Nor its ``__new__`` and ``__setattr__``: those of Python's own exception that it derives from.
+    """
+    python: Any = _pythons(kind)
+    error: E = python.__new__(kind, *args)
+    python.__init__(error, *args)
+    slots = _slots(kind)
+    for name, value in state.items():
+        if name in slots:
+            slots[name].__set__(error, value)
+        else:
+            error.__dict__[name] = value
     return error
 
 
@@ -223,8 +237,27 @@ def arguments_of(error: BaseException) -> tuple[Any, ...]:
     return arguments
 
 
+def state_of(error: BaseException) -> dict[str, Any]:
+    """Return an exception's attributes, those in ``__slots__``, too."""
+    slots = _slots(type(error)).items()
+    held = {name: slot.__get__(error) for name, slot in slots if hasattr(error, slot.__name__)}
+    return {**held, **error.__dict__}
+
+
 def _pythons(kind: type[BaseException]) -> Any:
-    return next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    while kind.__module__ != "builtins":
+        kind = kind.__base__  # type: ignore[assignment]  # up to Python's own there always is one
+    return kind
+
+
+def _slots(kind: type[BaseException]) -> dict[str, MemberDescriptorType]:
+    return {
+        name: slot
+        for base in kind.__mro__
+        if "__slots__" in vars(base)  # Python's own have such attributes, but no slots
+        for name, slot in vars(base).items()
+        if isinstance(slot, MemberDescriptorType)
+    }
 
 
 def failed_stage(error: BaseException) -> str | None:
@@ -240,30 +273,43 @@ def failed_stage(error: BaseException) -> str | None:
     return stage if isinstance(stage, str) else None
 
 
-def mark(error: E, stage: str, request_id: str = "") -> E:
+def mark(error: E, stage: str, request_id: str = "", since_s: float = 0.0) -> E:
     """Name the stage that raised an error, unless a stage further in already has.
+
+    One object may be raised again, in another stage or another request.
 
     Args:
         error: What a stage raised.
         stage: Its name.
-        request_id: The request in which it did: one object may be raised in several.
+        request_id: The request in which it did, if it has an id.
+        since_s: When the stage was called, by ``time.perf_counter``. What was named, or handed on,
+            before that in this process was not raised further in.
 
     Returns:
-        The error; a copy of one that another request has named a stage in.
+        The error; a copy of one that names the stage that raised it before.
     """
     state = error.__dict__  # setattr fails on a frozen dataclass
     if _STAGE in state:
-        if state.get(_REQUEST, request_id) == request_id:
-            return error
-        kept = {k: v for k, v in state.items() if k not in MARKS and k != "__notes__"}
-        again = reborn(type(error), arguments_of(error), kept).with_traceback(error.__traceback__)
-        again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
-        return mark(again, stage, request_id)
-    state[_STAGE] = stage
+        process, seen_s = state.get(_SEEN, ("", 0.0))
+        raised_again = process == _PROCESS and seen_s < since_s
+        if raised_again or (request_id and state.get(_REQUEST, request_id) != request_id):
+            error, state = _unmarked(error)
+    state[_SEEN] = (_PROCESS, time.perf_counter())
     if request_id:
         state[_REQUEST] = request_id
-    add_note(error, f"raised in stage {stage!r}")
+    if _STAGE not in state:
+        state[_STAGE] = stage
+        add_note(error, f"raised in stage {stage!r}")
     return error
+
+
+def _unmarked(error: E) -> tuple[E, dict[str, Any]]:
+    """Return a copy of an error that names no stage, and the copy's state."""
+    kept = {k: v for k, v in state_of(error).items() if k not in MARKS and k != "__notes__"}
+    again = reborn(type(error), arguments_of(error), kept).with_traceback(error.__traceback__)
+    for name in ("__cause__", "__suppress_context__"):
+        object.__setattr__(again, name, getattr(error, name))
+    return again, again.__dict__
 
 
 def add_note(error: BaseException, note: str) -> None:

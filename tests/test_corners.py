@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,14 @@ import pytest
 import ray
 import requests
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from starlette.testclient import TestClient
 from support.waiting import apoll, until
 
 import raycompose as rc
 from raycompose.flow import promises
+from raycompose.flow.references import Ref
 from raycompose.graph.context import Context
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
@@ -42,6 +45,13 @@ class Unsendable(Exception):
         self.lock = threading.Lock()
 
 
+class Forgetful(Exception):
+    """Can be pickled, and not unpickled: its ``__init__`` takes what its ``args`` do not have."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
 # Promises
 
 
@@ -50,6 +60,8 @@ class Maker:
     async def __call__(self, what: str) -> Any:
         if what == "raises":
             raise Unsendable("no luck")
+        if what == "forgets":
+            return ["fine", Forgetful("lost", "its arguments")]
         return threading.Lock() if what == "returns" else what.upper()
 
 
@@ -60,10 +72,10 @@ class Taker:
 
 
 def test_what_cannot_be_sent_settles_its_promise(deploy: Deploy) -> None:
-    """A fused stage that raises or returns what cannot be pickled fails its request, named."""
+    """A fused stage whose error or result cannot be pickled or unpickled fails its request."""
     client = deploy((Maker.bind() | Taker.bind()).fuse("Maker"))
     assert client.call("fine", timeout_s=TIMEOUT_S) == "got FINE"
-    for what in ("raises", "returns"):
+    for what in ("raises", "returns", "forgets"):
         with pytest.raises(Exception, match=r"no luck|pickle") as caught:
             client.call(what, timeout_s=TIMEOUT_S)
         assert not isinstance(caught.value, TimeoutError)
@@ -91,6 +103,37 @@ def test_a_failed_reference_is_no_error_that_nobody_saw(caplog: pytest.LogCaptur
 
     until(collected)
     assert "never retrieved" not in caplog.text
+
+
+def promised(value: Any) -> Any:
+    pending: Future[Any] = Future()
+    ref = promises.promise(pending)
+    pending.set_result(value)
+    return ref
+
+
+def test_a_promise_of_a_reference_is_kept(cluster: None) -> None:
+    """A result that is an ``ObjectRef`` arrives as one, whatever becomes of what it refers to."""
+    never = ray.remote(num_cpus=0)(lambda: 1 / 0).remote()
+    arrived = ray.get(promised(never), timeout=TIMEOUT_S)
+    with pytest.raises(ZeroDivisionError):
+        ray.get(arrived, timeout=TIMEOUT_S)
+    again = asyncio.run(Ref.to(never).sendable())
+    assert ray.get(again.object_ref, timeout=TIMEOUT_S) == never
+
+
+def test_promises_outlive_their_actor(cluster: None) -> None:
+    """Once the actor that keeps promises has died, another keeps those that are made then."""
+    context = ray.get_runtime_context()
+    ray.kill(promises._actor(context.get_session_name(), context.get_job_id()))
+
+    def is_kept() -> bool:
+        try:
+            return bool(ray.get(promised(5), timeout=TIMEOUT_S) == 5)
+        except RayActorError:
+            return False
+
+    assert until(is_kept)
 
 
 # Tasks with several results
@@ -1020,7 +1063,7 @@ def test_a_promise_that_nobody_waits_for_is_forgotten(monkeypatch: pytest.Monkey
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait({waiting})
-        await kept.settle("key", "a large value", [None])
+        await kept.settle("key", "a large value")
         assert len(kept._outcomes) == 1
         return bool(await apoll(lambda: not kept._outcomes))
 

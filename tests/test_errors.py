@@ -1,5 +1,6 @@
 """Exceptions: their tree, their way through processes, and the stage that they name."""
 
+import asyncio
 import dataclasses
 import pickle
 import re
@@ -7,7 +8,7 @@ import traceback
 from typing import Any
 
 import pytest
-from ray import cloudpickle
+from ray import cloudpickle, serve
 from ray.exceptions import RayTaskError
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
@@ -340,6 +341,93 @@ def test_one_exception_object_raised_in_two_stages_names_each() -> None:
     client = TestClient(rc.local(app).asgi)
     for at in ("first", "second", "first"):
         assert client.post("/", json={"at": at}).json()["stage"] == at
+
+
+class Made(Exception):
+    def __new__(cls, *, code: int) -> "Made":
+        return super().__new__(cls)
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+class Held(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+@pytest.mark.parametrize("shared", [Frozen(7), Made(code=7), Held(code=7)], ids=repr)
+def test_one_exception_object_keeps_its_type_and_attributes(shared: Any) -> None:
+    """Raised in one request after the other, by reference, or by a stage that decides."""
+
+    async def raising(x: Any) -> Any:
+        raise shared
+
+    async def taker(ref: rc.Ref[Any]) -> Any:
+        return await ref
+
+    by_ref, decider = rc.pipeline(raising, taker), rc.switch(rc.stage(raising), {1: len})
+    for app in (rc.stage(raising), by_ref, decider):
+        client = rc.local(app)
+        for _ in range(2):
+            with pytest.raises(type(shared)) as caught:
+                client.call(1)
+            assert (caught.value.code, rc.failed_stage(caught.value)) == (7, "raising")
+
+
+def both_raising() -> list[Any]:
+    shared = Broken("always the same object")
+
+    async def first(x: Any) -> Any:
+        raise shared
+
+    async def second(x: Any) -> Any:
+        raise shared
+
+    return [first, second]
+
+
+def test_an_exception_caught_in_one_stage_and_raised_in_another_names_the_other() -> None:
+    """The stage is that which raised it last, in the same request as well."""
+    first, second = both_raising()
+    last = rc.stage(rc.pipeline(len, second), name="last")
+    with pytest.raises(Broken) as caught:
+        rc.local(rc.pipeline(rc.optional(first, default="x"), last)).call(1)
+    assert rc.failed_stage(caught.value) == "second"
+    assert notes(caught.value) == ["raised in stage 'second'"]
+
+
+def test_an_exception_of_two_stages_names_each_without_an_id_of_the_request() -> None:
+    """Outside of Serve an embedded pipeline's calls have none."""
+    first, second = both_raising()
+    embedded = rc.switch(bool, {True: first, False: second}).embed()
+    for value, stage in ((1, "first"), (0, "second"), (1, "first")):
+        with pytest.raises(Broken) as caught:
+            asyncio.run(embedded(value))
+        assert rc.failed_stage(caught.value) == stage
+
+
+def test_an_exception_by_reference_names_the_stage_that_raised_it_last() -> None:
+    """Deployments of one process may share an exception, too."""
+    shared = Broken("always the same object")
+
+    @serve.deployment
+    class Raising:
+        async def __call__(self, x: Any) -> Any:
+            raise shared
+
+    async def taker(ref: rc.Ref[Any]) -> Any:
+        return await ref
+
+    for stage in ("first", "second"):
+        app = rc.pipeline(rc.stage(Raising, name=stage), taker)
+        with pytest.raises(Broken) as caught:
+            rc.local(rc.stage(app, name="outer")).call(1)
+        assert rc.failed_stage(caught.value) == stage
 
 
 def test_a_frozen_dataclass_names_its_stage() -> None:

@@ -10,7 +10,7 @@ from ray.exceptions import ObjectLostError, TaskCancelledError
 from starlette.exceptions import HTTPException
 
 from raycompose import _serve
-from raycompose.errors import MARKS, StageError, add_note, arguments_of, reborn
+from raycompose.errors import MARKS, StageError, add_note, arguments_of, reborn, state_of
 
 _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (ObjectLostError, "",
@@ -58,7 +58,7 @@ class Sent(Exception):  # a wrapping: what arrives is the error in it
     def __reduce__(self) -> tuple[Any, ...]:
         args = arguments_of(self.error)
         args = args if _pickles(args) else (str(self.error),)
-        state = {name: v for name, v in self.error.__dict__.items() if _pickles(v)}
+        state = {name: v for name, v in state_of(self.error).items() if _pickles(v)}
         return reborn, (type(self.error), args, state)
 
 

@@ -8,16 +8,27 @@ import asyncio
 import concurrent.futures
 import functools
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import RayActorError, TaskCancelledError
 
-from raycompose.flow.failures import sendable
+from raycompose.errors import RayComposeError
+from raycompose.flow import concurrency
+from raycompose.flow.failures import sendable, users_error
 
 _UNCLAIMED_S = 60.0
 """How long an outcome is kept that nobody has asked for: its ``result`` call was cancelled."""
+
+
+@dataclass(frozen=True)
+class _Boxed:
+    """An outcome that is not sent bare: Ray would fetch an ``ObjectRef``, and raise an error."""
+
+    value: Any = None
+    error: BaseException | None = None
 
 
 class _Promises:
@@ -38,15 +49,18 @@ class _Promises:
             if (timer := self._unclaimed.pop(key, None)) is not None:
                 timer.cancel()
 
-    async def settle(self, key: str, value: Any, boxed: list[BaseException | None]) -> None:
-        (error,) = boxed  # bare, Ray would take an error of its own for a failed argument
+    async def settle(self, key: str, sent: Any) -> None:
+        boxed = sent if isinstance(sent, _Boxed) else _Boxed(sent)
         outcome = self._outcome(key)
         loop = asyncio.get_running_loop()
         self._unclaimed[key] = loop.call_later(_UNCLAIMED_S, self._forget, key)
-        if error is None:
-            outcome.set_result(value)
+        if boxed.error is None:
+            outcome.set_result(boxed.value)
         else:
-            outcome.set_exception(error)
+            outcome.set_exception(boxed.error)
+
+    async def last(self) -> None:
+        await asyncio.Future()
 
     def _forget(self, key: str) -> None:
         self._unclaimed.pop(key, None)
@@ -58,7 +72,9 @@ class _Promises:
 def _actor(session: str, job: str) -> Any:
     # Waiting calls must not keep out the calls that settle them. (Concurrency groups would each
     # have an event loop of their own, and a future belongs to one.)
-    return ray.remote(num_cpus=0, max_concurrency=100_000)(_Promises).remote()
+    actor = ray.remote(num_cpus=0, max_concurrency=100_000)(_Promises).remote()
+    actor.last.remote().future().add_done_callback(lambda _: _actor.cache_clear())  # it has died
+    return actor
 
 
 def promise(pending: "concurrent.futures.Future[Any]") -> "ObjectRef[Any]":
@@ -71,12 +87,31 @@ def promise(pending: "concurrent.futures.Future[Any]") -> "ObjectRef[Any]":
     def settle(done: "concurrent.futures.Future[Any]") -> None:
         error = TaskCancelledError() if done.cancelled() else done.exception()
         if error is None:
+            value = done.result()
             try:
-                actor.settle.remote(key, done.result(), [None])
+                send(_Boxed(value) if isinstance(value, ObjectRef | BaseException) else value)
                 return
             except Exception as unsendable:  # whatever pickling the value may raise
                 error = unsendable
-        actor.settle.remote(key, None, [sendable(error)])
+        send(_Boxed(error=sendable(error)))
+
+    def send(outcome: Any) -> None:
+        actor.settle.remote(key, outcome).future().add_done_callback(look)
+
+    def look(sent: "concurrent.futures.Future[None]") -> None:
+        if (failure := sent.exception()) is not None and not isinstance(failure, RayActorError):
+            # From another thread: this one is Ray's own, and must not wait.
+            unreadable = _Boxed(error=_unreadable(failure))
+            concurrency.loop().call_soon_threadsafe(actor.settle.remote, key, unreadable)
 
     pending.add_done_callback(settle)
     return ref
+
+
+def _unreadable(failure: BaseException) -> RayComposeError:
+    cause = users_error(failure)
+    return RayComposeError(
+        "a stage's result cannot be unpickled in another process, where a reference to it leads: "
+        f"{type(cause).__name__}: {cause}. Return what can be pickled and unpickled, or fuse the "
+        "stage that takes it"
+    )

@@ -32,6 +32,7 @@ class Ref(Generic[T]):
         source: A Ray ``ObjectRef``, or where stages share a process, a future of the result.
         stage: The stage that produces the result, named in the error when it fails.
         upstream: The reference that this stage was given, whose failure becomes its own.
+        since_s: When the stage was called, by ``time.perf_counter``.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Ref(Generic[T]):
         source: "ObjectRef[T] | concurrent.futures.Future[T]",
         stage: str | None = None,
         upstream: "Ref[Any] | None" = None,
+        since_s: float = 0.0,
     ) -> None:
         self._source = source
         self._stage = stage
         self._upstream = upstream
+        self._since_s = since_s
 
     @classmethod
     def to(cls, value: T) -> "Ref[T]":
@@ -55,8 +58,8 @@ class Ref(Generic[T]):
         """Return a reference that other processes can use, waiting for the result if need be."""
         if isinstance(self._source, ObjectRef) or not ray.is_initialized():
             return self
-        if self._source.done():
-            return Ref(ray.put(await self), self._stage)
+        if self._source.done() and not isinstance(value := await self, ObjectRef):
+            return Ref(ray.put(value), self._stage)
         return Ref(promise(self._source), self._stage, self._upstream)
 
     async def done(self) -> None:
@@ -174,9 +177,7 @@ class Ref(Generic[T]):
 
     def _explained(self, error: Exception) -> BaseException:
         cause = users_error(error)
-        if self._stage is not None:
-            mark(cause, self._stage)
-        return cause
+        return cause if self._stage is None else mark(cause, self._stage, since_s=self._since_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._source, ObjectRef):

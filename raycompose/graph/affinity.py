@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raycompose.errors import HTTPError, mark
+from raycompose.errors import HTTPError
 from raycompose.flow.arguments import Arguments, single
 from raycompose.graph.choices import MISSING, decide
-from raycompose.graph.context import Context
+from raycompose.graph.context import Context, raise_named
 from raycompose.graph.limits import is_number
 from raycompose.graph.wrappers import Wrapping
 
@@ -42,7 +42,7 @@ class Sticky(Wrapping):
                     "it must give a str or a number"
                 )
         except Exception as error:
-            mark(error, name)
+            raise_named(error, name, ctx.request_id)
             raise
         return dataclasses.replace(ctx, session_id=str(session_id))
 

@@ -185,8 +185,7 @@ class Each(Branching):
             error = TypeError(
                 f"{self.name!r} takes a list (or a tuple), but got {type(items).__name__}"
             )
-            mark(error, self.name)
-            raise error
+            raise mark(error, self.name, ctx.request_id)
 
         async def one(item: Any) -> Any:
             try:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from raycompose.errors import HTTPError, NoMatchError, mark, refuse_signal
+from raycompose.errors import HTTPError, NoMatchError, refuse_signal
 from raycompose.flow.arguments import single
 from raycompose.flow.references import awaited
 from raycompose.graph.branches import Branching
-from raycompose.graph.context import Context
+from raycompose.graph.context import Context, raise_named
 from raycompose.graph.nodes import Node, Stage
 
 Decider: TypeAlias = Callable[[Any], Any] | str | Node
@@ -110,7 +110,7 @@ class Switch(Choosing):
                 keys = tuple(_short(k) for k in self.keys)
                 raise NoMatchError(self.name, await self._described(key, value), keys)
         except Exception as error:
-            mark(error, self.name)
+            raise_named(error, self.name, ctx.request_id)
             raise
         return await branch.run(value, ctx)
 
@@ -165,7 +165,7 @@ class Split(Choosing):
                     "between processes: return a str, bytes, number, None, or a tuple of these"
                 )
         except Exception as error:
-            mark(error, self.name)
+            raise_named(error, self.name, ctx.request_id)
             raise
         text = key if isinstance(key, bytes) else f"{type(key).__name__}:{key!r}".encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()

@@ -98,7 +98,7 @@ class Context:
         if raised is not None:
             note_interrupted(stage)
             if not isinstance(raised, asyncio.CancelledError | GeneratorExit):
-                raise_named(raised, stage, self.request_id)
+                raise_named(raised, stage, self.request_id, began)
 
     def count_failure(self, error: BaseException) -> None:
         """Add an error that the request ends with to the metrics of its stage, if it names one."""
@@ -146,12 +146,15 @@ class Call:
         self._ctx.end(self._stage, self._began, raised)
 
 
-def raise_named(raised: BaseException, stage: str, request_id: str) -> None:
-    """Raise what stands for what a stage raised, unless that may go on as it is, named."""
+def raise_named(raised: BaseException, stage: str, request_id: str, since_s: float = 0.0) -> None:
+    """Raise what stands for what a stage raised, unless that may go on as it is, named.
+
+    The arguments are ``mark``'s.
+    """
     if _is_cancelling(raised):
         # Its arguments tell anyio whose cancelling that was.
         raise asyncio.CancelledError(*getattr(raised.__context__, "args", ())) from raised
-    error = mark(_reportable(raised), stage, request_id)
+    error = mark(_reportable(raised), stage, request_id, since_s)
     if error is not raised:
         raise error from raised
 

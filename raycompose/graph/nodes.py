@@ -211,7 +211,7 @@ class Stage(Node):
         except Exception as error:
             raise_named(error, self.name, ctx.request_id)
             raise
-        ref = Ref(started, self.name, value if isinstance(value, Ref) else None)
+        ref = Ref(started, self.name, value if isinstance(value, Ref) else None, began)
         concurrency.keep(self._time(ref, began, ctx))
         return ref
 
