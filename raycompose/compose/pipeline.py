@@ -13,7 +13,7 @@ from raycompose.compose.description import describe
 from raycompose.compose.front import check_options, front, settings
 from raycompose.compose.notation import written
 from raycompose.compose.picture import Graph
-from raycompose.compose.places import with_gates
+from raycompose.compose.places import placed
 from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_node
 from raycompose.errors import CompositionError
 from raycompose.graph.limits import Hedge, Retry
@@ -47,7 +47,7 @@ class Pipeline(Composed, Generic[In, Out]):
     """
 
     def __init__(self, root: Node, options: Mapping[str, Any] | None = None) -> None:
-        super().__init__(named(root), options or {})
+        super().__init__(placed(named(root)), options or {})
 
     @overload
     def then(
@@ -233,7 +233,7 @@ def pipeline(*targets: Any) -> Pipeline[Any, Any]:
     for position in range(1, len(steps)):
         check_fit(Sequence("", tuple(steps[:position])), steps[position])
     options = targets[0].given if isinstance(targets[0], Pipeline) else {}
-    root = steps[0] if len(steps) == 1 else Sequence("", tuple(with_gates(steps)))
+    root = steps[0] if len(steps) == 1 else Sequence("", tuple(steps))
     return Pipeline(root, options)
 
 

@@ -17,9 +17,16 @@ from raycompose.graph.nodes import Node, Stage, deployments
 
 @dataclass(frozen=True)
 class Sequence(Node):
-    """Stages one after the other: ``Sequence((f, g)).run(x)`` is ``g(f(x))``."""
+    """Stages one after the other: ``Sequence((f, g)).run(x)`` is ``g(f(x))``.
+
+    Args:
+        steps: The stages.
+        ends_first: The positions of those that end before the next is called with a reference to
+            them, which would otherwise hold a place that they may need.
+    """
 
     steps: tuple[Node, ...]
+    ends_first: frozenset[int] = frozenset()
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the steps in order, each on the result of the one before."""
@@ -58,11 +65,13 @@ class Sequence(Node):
         deployment, which waits for a place, would wait for ever.
         """
         plan = []
-        for step, after in zip(self.steps, (*self.steps[1:], None), strict=True):
+        for position, step in enumerate(self.steps):
+            after = self.steps[position + 1] if position + 1 < len(self.steps) else None
             before_reference = before_itself = False
-            if after is not None and _travels_by_reference(step, after):
+            if after is not None and travels_by_reference(step, after):
                 before_reference = True
-                before_itself = not deployments(step).isdisjoint(deployments(after))
+                shared = not deployments(step).isdisjoint(deployments(after))
+                before_itself = shared or position in self.ends_first
             leaves = _leaves(step, after)
             plan.append((step, step.takes_stream, before_reference, before_itself, leaves))
         return tuple(plan)
@@ -134,7 +143,7 @@ def _leaves(before: Node, after: Node | None) -> Stage | None:
     return before if fetched and before.target.remote else None
 
 
-def _travels_by_reference(before: Node, after: Node) -> bool:
+def travels_by_reference(before: Node, after: Node) -> bool:
     """Whether the value between two steps travels as a reference."""
     if after.takes_reference:
         return True

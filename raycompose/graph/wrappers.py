@@ -2,8 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -108,23 +108,28 @@ class Gated(Wrapping):
     """A node that a few requests at once may be in; the others wait in line.
 
     Args:
-        at_once: How many requests of one engine.
+        lines: The lines to wait in, one after the other, each with how many requests of one engine
+            it lets in at once. Other nodes may have the same.
     """
 
-    at_once: int
+    lines: tuple[tuple[str, int], ...]
 
     async def _run(self, value: Any, ctx: Context) -> Any:
-        async with self._line(ctx):
+        async with self._entered(ctx):
             return await self.body.run(value, ctx)
 
     async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
-        async with self._line(ctx), aclosing(await self.body.run(value, ctx)) as items:
+        async with self._entered(ctx), aclosing(await self.body.run(value, ctx)) as items:
             async for item in items:
                 yield item
 
-    def _line(self, ctx: Context) -> asyncio.Semaphore:
-        make = partial(asyncio.Semaphore, self.at_once)
-        return ctx.engine.state(f"line for {self.goes_by}", make)
+    @asynccontextmanager
+    async def _entered(self, ctx: Context) -> AsyncIterator[None]:
+        async with AsyncExitStack() as entered:
+            for line, at_once in self.lines:
+                make = partial(asyncio.Semaphore, at_once)
+                await entered.enter_async_context(ctx.engine.state(line, make))
+            yield
 
     @property
     def portable(self) -> bool:
