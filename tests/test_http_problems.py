@@ -83,17 +83,22 @@ def test_a_body_as_long_as_the_limit_is_taken(edge: Edge, chunked: bool) -> None
 
 @pytest.mark.parametrize("stage", ["inline", "Fused", "Remote"])
 def test_an_internal_error_is_told_to_the_log_alone(edge: Edge, stage: str) -> None:
-    """A 500 names stage and request; the replica's log has the traceback under that name."""
+    """A 500 names stage and request; the log of the stage's replica has the traceback.
+
+    That of the pipeline's replica names the stage, and has what reached it.
+    """
     answer = edge.post("faults", {"raise": stage})
     details = problem(answer, 500)
     assert details["stage"] == stage
     assert "detail" not in details
     for leaked in (SECRET, "ValueError", "Traceback", "misbehave"):
         assert leaked not in answer.body.decode() + str(answer.headers)
+    request = details["request_id"]
+    assert logged("faults_Faults", rf"request {request} failed in stage '{stage}'\nTraceback ")
     found = logged(
-        "faults_Faults",
-        rf"request {details['request_id']} failed in stage '{stage}'\n"
-        r"Traceback [^\n]*:\n(?:(?!INFO ).)*in misbehave\n(?:(?!INFO ).)*ValueError: (\S*)",
+        "faults_Remote" if stage == "Remote" else "faults_Faults",
+        rf"{request} (?:(?!INFO ).)*Traceback [^\n]*:\n"
+        r"(?:(?!INFO ).)*in misbehave\n(?:(?!INFO ).)*ValueError: (\S*)",
     )
     assert found
     assert found[1] == SECRET

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from raycompose import _serve
-from raycompose.errors import LostAnswerError, RayComposeError, refuse_signal
+from raycompose.errors import LostAnswerError, RayComposeError, add_note, refuse_signal
 from raycompose.flow.concurrency import run_ahead
 from raycompose.flow.failures import users_error
 from raycompose.flow.request import settled
@@ -214,7 +214,9 @@ async def result_of(response: Any) -> Any:
         if (lost := _serve.lost_answer(error, response)) is not None:
             raise (lost if isinstance(lost, Exception) else LostAnswerError(lost)) from error
         if (sent := await _serve.sent_error(response)) is not None:
-            raise users_error(unpickled_error(sent)) from None
+            unpickled = users_error(unpickled_error(sent))
+            add_note(unpickled, "the log of the stage's replica has its traceback")
+            raise unpickled from None
         raise
 
 
