@@ -89,12 +89,14 @@ def test_a_stage_sees_when_the_client_leaves() -> None:
 @pytest.mark.parametrize("mapped", [False, True], ids=["source", "mapped"])
 def test_a_stage_whose_client_leaves_may_still_clean_up(accept: str, mapped: bool) -> None:
     """What a stream's stage awaits in ``finally`` is not cancelled again."""
-    cleaned_up = threading.Event()
+    began, cleaned_up = threading.Event(), threading.Event()
 
     async def source(x: Any) -> AsyncIterator[str]:
         yield "here\n"
         if mapped:
             yield "hang"
+        else:
+            began.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -104,6 +106,7 @@ def test_a_stage_whose_client_leaves_may_still_clean_up(accept: str, mapped: boo
 
     async def hang(item: str) -> str:
         if item == "hang":
+            began.set()
             try:
                 await asyncio.Event().wait()
             finally:
@@ -115,6 +118,7 @@ def test_a_stage_whose_client_leaves_may_still_clean_up(accept: str, mapped: boo
     with served(rc.local(app).asgi) as url:
         with requests.post(url, json=1, stream=True, headers={"accept": accept}) as response:
             assert b"here" in next(response.iter_lines())
+            assert began.wait(30)
         assert cleaned_up.wait(30)
 
 
