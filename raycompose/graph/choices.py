@@ -61,12 +61,12 @@ class Choosing(Branching):
         branches, deciding = children[: len(self.branches)], children[len(self.branches) :]
         return dataclasses.replace(self, branches=branches, by=deciding[0] if deciding else self.by)
 
-    @property
+    @cached_property
     def streams(self) -> bool:
         """Whether a branch may."""
         return any(branch.streams for branch in self.branches)
 
-    @property
+    @cached_property
     def only_streams(self) -> bool:
         """Whether all branches do, whatever the input."""
         return all(branch.only_streams for branch in self.branches)

@@ -110,12 +110,12 @@ class Node:
         """The stages that the node's result comes from, if it is one of theirs."""
         return ()
 
-    @property
+    @cached_property
     def streams(self) -> bool:
         """Whether the result may be a stream."""
         return any(child.streams for child in self.children)
 
-    @property
+    @cached_property
     def only_streams(self) -> bool:
         """Whether the result is a stream whatever the input."""
         return self.streams and all(child.only_streams for child in self.children)
@@ -260,7 +260,7 @@ class Stage(Node):
         """The stage itself."""
         return (self,)
 
-    @property
+    @cached_property
     def streams(self) -> bool:
         """Whether the target is a generator."""
         return self.signature.streams

@@ -108,12 +108,12 @@ class Sequence(Node):
         """The last step's."""
         return self.steps[-1].exits
 
-    @property
+    @cached_property
     def streams(self) -> bool:
         """Whether items may reach the end: a stage that takes a stream whole may end it."""
         return self._ends_in_stream(step.streams for step in self.steps)
 
-    @property
+    @cached_property
     def only_streams(self) -> bool:
         """Whether items reach the end whatever the input."""
         return self._ends_in_stream(step.only_streams for step in self.steps)

@@ -24,7 +24,9 @@ class Wrapping(Node):
         """Run the body; its time and its failures have this node's name, too."""
         if self.only_streams:
             return self.later(self._items, value, ctx)
-        with self._at(ctx):
+        if not self.name:
+            return await self._run(value, ctx)
+        with ctx.at(self.name):
             return await self._run(value, ctx)
 
     async def _items(self, value: Any, ctx: Context) -> AsyncGenerator[Any, None]:
@@ -99,8 +101,7 @@ class Limited(Wrapping):
             # A stream may be tried again until its first item.
             return await result.peek() if isinstance(result, Stream) else result
 
-        repeatable = partial(is_repeatable, value)
-        return await self.limits.run(self.goes_by, ctx, attempt, repeatable)
+        return await self.limits.run(self.goes_by, ctx, attempt, partial(is_repeatable, value))
 
 
 @dataclass(frozen=True)
