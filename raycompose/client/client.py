@@ -22,8 +22,8 @@ from raycompose.client.mapping import Calls
 from raycompose.client.session import session
 from raycompose.errors import RayComposeError, failed_stage
 from raycompose.flow import concurrency
+from raycompose.flow.calls import items_of, result_of
 from raycompose.flow.concurrency import DeadlinePassed, Pulls, within
-from raycompose.graph.targets import items_of, result_of
 from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
 
 T = TypeVar("T")
