@@ -117,6 +117,21 @@ class Second:
         return {"size": len(value)}
 
 
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]  # Ray's
+def task(x: Any) -> Any:
+    return x
+
+
+@serve.deployment(**here)
+class Asks:
+    """Tells how its input came, and may call a task."""
+
+    async def __call__(self, value: Any) -> Any:
+        if value is None:
+            return await task.remote(value)
+        return {"by grpc": value.flags.writeable}
+
+
 @serve.deployment(**here)
 class Mirror:
     """Gives back what it gets, which makes requests as large as responses."""
@@ -133,6 +148,7 @@ def client(deploy: Deploy) -> rc.Client:
             "do",
             {
                 "chain": rc.pipeline(first, Second.bind()),
+                "asks": rc.pipeline(first, Asks.bind()),
                 "back": rc.pipeline(Mirror.bind(), Mirror.options(name="Further").bind()),
                 "times": rc.pipeline(lambda call: call["ids"], rc.stage(first, method="times")),
             },
@@ -158,6 +174,14 @@ def test_small_values_go_by_grpc_and_large_ones_do_not(client: rc.Client) -> Non
     for size in (8_000, 80_000, 8_000_000, 80_000, 2_000_000, 8_000):
         chain(client, size)
         assert chain(client, size) == {"size": size, "by grpc": size < 500_000}
+
+
+def test_what_may_call_others_is_not_called_by_grpc(client: rc.Client) -> None:
+    """Ray cancels what a task of its own has called, and what a call by gRPC has called runs on."""
+    learned(client)
+    for _ in range(3):
+        call = {"do": "asks", "id": f"asks {next(_ids)}", "size": 800}
+        assert client.call(call, timeout_s=60) == {"by grpc": False}
 
 
 @pytest.mark.parametrize("make", ["array", "text", "number"])
