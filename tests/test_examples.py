@@ -404,6 +404,17 @@ def test_teams_deploy_apart(serving: Serving) -> None:
     assert stand_in.call("Good day") == "¡GOOD DAY!"
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_every_example_can_be_drawn(name: str) -> None:
+    """As each of the pictures that `raycompose draw` and a notebook show."""
+    app = getattr(load(name), "app", None)
+    if isinstance(app, rc.Pipeline):
+        drawn = app.graph.pictures()
+        assert "<svg" in drawn["image/svg+xml"]
+        assert "flowchart" in drawn["text/vnd.mermaid"]
+        assert app.graph.to_dict()["name"] in drawn["text/plain"]
+
+
 def test_embeddings_come_in_batches() -> None:
     """Three sentences come in order, at most two at once: how many is a matter of time."""
     client, http = local("embeddings")

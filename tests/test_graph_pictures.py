@@ -315,3 +315,11 @@ def test_the_readme_s_picture_is_its_pipeline_s() -> None:
     namespace: dict[str, Any] = {"__name__": "readme"}
     exec(compile(block, "README.md", "exec"), namespace)
     assert (root / "docs" / "pipeline.svg").read_text() == namespace["app"].graph.svg()
+
+
+def test_what_calls_nothing_of_the_user_s_is_drawn() -> None:
+    """A pick and a batch are steps of their own in each picture."""
+    for app in (rc.pipeline(rc.pick("a", "b"), len), rc.pipeline(rc.batched(2), rc.collect)):
+        picture = app.graph.svg()
+        for step in app.graph.to_dict()["graph"]["steps"]:
+            assert step["name"] in picture

@@ -51,7 +51,8 @@ class Watch:
                 total, free = _resources()
                 show(deployments, total, free)
                 self._check(ours, deploying)
-                if deploying.done and [a.status for a in ours] == ["RUNNING"] * len(self._names):
+                running = [app.status for app in ours] == ["RUNNING"] * len(self._names)
+                if deploying.done and running and all(map(is_up, deployments)):
                     return
                 if deadline is not None and time.monotonic() > deadline:
                     late = [line(d, total, free) for d in deployments if not is_up(d)]

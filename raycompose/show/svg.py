@@ -113,6 +113,8 @@ def _block(node: Description, limit: float) -> Block:
         return inner if node["kind"] == "sequence" else frame(inner, _said(node), "")
     if "branches" in node:
         return _branched(node, limit)
+    if "runs" not in node:  # it calls nothing of the user's
+        return box(_said(node), "choice")
     many = node.get("replicas", 1) != 1 and node["runs"] == "deployment"
     return box(_said(node), colour(node), stacked=many)
 
