@@ -97,9 +97,9 @@ class Session:
             if not self._owns_ray:
                 for name in self._owners:
                     serve.delete(name)
-            up = [app.status == "RUNNING" for app in _serve.applications().values()]
             self._owners = {}
             if self._owns_ray:
+                up = [app.status == "RUNNING" for app in _serve.applications().values()]
                 # What is not up answers nobody; Serve would wait 20 s for replicas without a place.
                 if any(up) or not up:
                     serve.shutdown()

@@ -169,7 +169,7 @@ def _is_library(module: str) -> bool:
     """Whether a module is Python's, or an installed package's, rather than the user's own."""
     top = _top(module)
     if top in sys.stdlib_module_names or top in _RAY:
-        return top != "__main__"
+        return True
     file = getattr(sys.modules.get(top), "__file__", None) or ""
     return "site-packages" in file or "dist-packages" in file
 

@@ -274,8 +274,9 @@ class Embedded(Generic[In, Out]):
         Raises:
             TypeError: The pipeline streams: iterate ``stream(...)`` instead.
         """
-        ctx = _embedded_context(self._graph)
-        result = await self._run(args, kwargs, ctx)
+        graph = self._graph
+        ctx = _embedded_context(graph)
+        result = await self._run(graph.root, pack(args, kwargs), ctx)
         if isinstance(result, Stream):
             ctx.abandon()
             raise TypeError("this pipeline streams: use 'async for item in pipeline.stream(...)'")
@@ -285,15 +286,16 @@ class Embedded(Generic[In, Out]):
         """Run the pipeline and yield its items as they come."""
         if not self._root.streams:
             raise TypeError("this pipeline does not stream: call it instead")
-        ctx = _embedded_context(self._graph)
-        result = await self._run(args, kwargs, ctx)
+        graph = self._graph
+        ctx = _embedded_context(graph)
+        result = await self._run(graph.root, pack(args, kwargs), ctx)
         async with aclosing(_items(result, ctx)) as items:
             async for item in items:
                 yield item
 
-    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context) -> Any:
+    async def _run(self, root: Node, value: Any, ctx: Context) -> Any:
         deadline = earliest(self._timeout_s, embedded_deadline.get())
-        return await run(self._graph.root, plain(pack(args, kwargs)), ctx, deadline)
+        return await run(root, plain(value), ctx, deadline)
 
 
 def _leading(node: Node) -> Node:
