@@ -30,7 +30,7 @@ run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/pytest --ignore=tests/clusters
 
-test-clusters: $(INSTALLED) ## Run those that start clusters of their own: several nodes, other settings, faults
+test-clusters: $(INSTALLED) ## Run those that start a Ray of their own: the command line, several nodes, other settings, faults
 	$(BIN)/pytest tests/clusters
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster
@@ -60,7 +60,7 @@ dist: $(INSTALLED) ## Build the wheel and the sdist
 	$(BIN)/python -m build
 
 fuzz: $(INSTALLED) ## Send the HTTP edge and the graphs many more random inputs
-	RAYCOMPOSE_FUZZ=1 $(BIN)/pytest tests/test_http_edge.py tests/test_decoding.py tests/test_properties.py
+	RAYCOMPOSE_FUZZ=1 $(BIN)/pytest tests/test_http_edge.py tests/test_malformed.py tests/test_properties.py
 
 soak: $(INSTALLED) ## Look for leaks at full length: 10,000 requests of each kind
 	RAYCOMPOSE_SOAK=1 $(BIN)/pytest tests/test_leaks.py

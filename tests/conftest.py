@@ -28,13 +28,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 LONGEST_FIRST = (
-    "test_cli.py",
+    "test_cancellation.py",
     "test_examples.py",
     "test_leaks.py",
-    "test_cancellation.py",
+    "test_deadlines.py",
+    "test_other_applications.py",
+    "test_http_problems.py",
 )
-"""So that at the end neither of two workers waits long for the other; in `make test` they take
-most of the time."""
+"""So that at the end no worker waits long for another: they take most of the time."""
 
 
 # Ray Serve itself loses a call that is cancelled at the very moment at which it is assigned, about

@@ -1,7 +1,8 @@
 """What requests leave behind: nothing, in the object store, the replicas and this process.
 
 RAYCOMPOSE_SOAK=1 makes 10,000 requests of each kind and cancels 1,000 instead of 60 and 20, and
-looks after each kind rather than once after all of them.
+looks after each kind rather than once after all of them; then it makes requests of all kinds at
+once for a quarter of an hour.
 """
 
 # mypy does not see what Ray's decorators add: .bind, .options, .remote.
@@ -45,6 +46,8 @@ REQUESTS = 10_000 if SOAK else 60
 CANCELLED = 1_000 if SOAK else 20
 ROUNDS = 3
 """How often a round of requests may leave something behind: caches fill once, leaks go on."""
+MIXED_S = 900 if SOAK else 3
+"""How long requests of all kinds are made at once."""
 PATIENCE_S = 10 if SOAK else 2
 """How long after a round Ray may take to free what it no longer needs."""
 SIZE = 200_000
@@ -484,6 +487,56 @@ def test_streams_left_early_leave_nothing_behind(running: Running, kinds: tuple[
 
     make = one_after_the_other([of(kind) for kind in kinds])
     assert leaks(running.client.handle.app_name, make, CANCELLED) == []
+    asyncio.run(settled(running, 0, []))
+
+
+MIX = (
+    *("by value", "by reference", "never awaited", "of an inline stage", "a mapped stream"),
+    *("a stream taken whole", "an actor", "refused", "refused by reference", "hang", "endless"),
+)
+"""Tasks are left out: each that runs is a process, and they would be all of the load."""
+
+
+async def one_of_a_mix(running: Running, kind: str) -> None:
+    """Make a request of a kind: it succeeds, fails, passes its deadline, or is left early."""
+    if kind == "endless":
+        items: Any = running.client.astream({"do": kind})
+        async with contextlib.aclosing(items):
+            assert await anext(items) == SIZE
+        return
+    error = {"hang": TimeoutError, "refused": Refused, "refused by reference": Refused}.get(kind)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        result = await running.client.acall({"do": kind}, timeout_s=0.5 if kind == "hang" else 60)
+        assert result in (SIZE, 0, [SIZE] * ITEMS)
+
+
+def test_a_mix_of_requests_leaves_nothing_behind(running: Running) -> None:
+    """All kinds at once, at the highest load that sixteen clients make: all stays flat."""
+    app_name = running.client.handle.app_name
+
+    async def client(number: int, until: float) -> int:
+        made = 0
+        while time.monotonic() < until:
+            await one_of_a_mix(running, MIX[(number + made) % len(MIX)])
+            made += 1
+        return made
+
+    async def traffic(seconds: float) -> int:
+        until = time.monotonic() + seconds
+        return sum(await asyncio.gather(*(client(number, until) for number in range(16))))
+
+    asyncio.run(traffic(MIXED_S / 10))  # imports, connections, caches, the allocators' reserves
+    before = snapshot(app_name)
+    before = snapshot(app_name)
+    made = asyncio.run(traffic(MIXED_S))
+    print(f"{made} requests in {MIXED_S} s")
+    deadline = time.monotonic() + PATIENCE_S
+    few = max(made // 100, REQUESTS)  # not in proportion to so many: nothing may grow with them
+    while found := left_behind(before, snapshot(app_name), few):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert found == []
     asyncio.run(settled(running, 0, []))
 
 

@@ -231,11 +231,14 @@ def test_a_handle_finds_replicas_on_the_loop_that_it_is_told_to(handles: Handles
         await _serve.assigned(response)
         cancelled = handle.options(method_name="sleep").remote("on this loop")
         await _serve.assigned(cancelled)
+
+        async def noted(what: str) -> None:  # on this loop Ray hands the cancelling over
+            seen = handles.echo.seen
+            await asyncio.to_thread(until, lambda: "on this loop" in seen.remote().result()[what])
+
+        await noted("started")  # before, it would be cancelled without having run
         _serve.cancel(cancelled)
-        seen = handles.echo.seen
-        await asyncio.to_thread(  # on this loop Ray hands the cancelling over
-            until, lambda: "on this loop" in seen.remote().result()["cancelled"]
-        )
+        await noted("cancelled")
         return await response, response._is_router_running_in_separate_loop
 
     assert asyncio.run(called()) == (5, False)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 from ray.serve import Application, Deployment
 from ray.serve.exceptions import BackPressureError
 
@@ -87,7 +88,7 @@ class Host:
         self._hosted = hosted
         self._handle_to = handle_to
         self.user_config = user_config
-        self._slots = asyncio.Semaphore(deployment.max_ongoing_requests)
+        self._slots = anyio.Semaphore(deployment.max_ongoing_requests)
         self._max_queued = deployment.max_queued_requests
         self._queued = 0
         self._instance: Any = None
@@ -163,6 +164,16 @@ class Host:
         method: Callable[..., Any] = replica.method(name)
         return method
 
+    def acquire_nowait(self) -> bool:
+        """Take one of the ``max_ongoing_requests`` places if one is free; return whether it is."""
+        if not self._ready:
+            return False
+        try:
+            self._slots.acquire_nowait()
+        except anyio.WouldBlock:
+            return False
+        return True
+
     async def acquire(self) -> None:
         """Take one of the ``max_ongoing_requests`` places, waiting in line for it.
 
@@ -171,7 +182,9 @@ class Host:
         """
         if not self._ready:
             await self.start()
-        if self._slots.locked() and 0 <= self._max_queued <= self._queued:
+        if self.acquire_nowait():
+            return
+        if 0 <= self._max_queued <= self._queued:
             config = self._hosted.deployment.backpressure_config
             answer = (config.status_code, config.retry_after_s)
             raise BackPressureError(self._queued, self._max_queued, *answer)

@@ -276,11 +276,9 @@ class Running(Target):
 
     @override
     async def call(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
-        await self.host.acquire()
-        try:
-            return await self._called(args, kwargs)
-        finally:
-            self.host.release()
+        if not self.host.acquire_nowait():
+            await self.host.acquire()
+        return await self._finished(args, kwargs)
 
     @override
     async def start(self, args: Args, kwargs: Kwargs, ctx: Context) -> Any:
@@ -290,14 +288,11 @@ class Running(Target):
 
     async def _finished(self, args: Args, kwargs: Kwargs) -> Any:
         try:
-            return await self._called(args, kwargs)
+            function, on_loop = self._function
+            with _serve.CallGroup():
+                result = await call_function(function, args, kwargs, on_loop=on_loop)
         finally:  # not when its future is cancelled: its own ``finally`` has yet to run then
             self.host.release()
-
-    async def _called(self, args: Args, kwargs: Kwargs) -> Any:
-        function, on_loop = self._function
-        with _serve.CallGroup():
-            result = await call_function(function, args, kwargs, on_loop=on_loop)
         refuse_generator(result, self.method)
         return settled(result, args)
 

@@ -108,3 +108,9 @@ def refusal(compose: Callable[[], Any]) -> str:
     with pytest.raises(rc.CompositionError) as caught:
         compose()
     return str(caught.value)
+
+
+def local(definition: Any, method: str = "__call__", **options: Any) -> Any:
+    """Return a local client of one deployment's method."""
+    deployment = serve.deployment(definition, max_ongoing_requests=50).options(**options)
+    return rc.local(rc.stage(deployment.bind(), method=method))

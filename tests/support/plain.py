@@ -14,9 +14,10 @@ from support.cluster import FREE
 
 
 class _Echo:
-    """What most tests call; it remembers what was cancelled."""
+    """What most tests call; it remembers what was started and cancelled."""
 
     def __init__(self) -> None:
+        self.started: list[str] = []
         self.cancelled: list[str] = []
         self.produced = 0
 
@@ -28,6 +29,7 @@ class _Echo:
         return [type(item).__name__ for item in items]
 
     async def sleep(self, label: str) -> None:
+        self.started.append(label)
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -48,7 +50,8 @@ class _Echo:
             self.cancelled.append(label)
 
     async def seen(self) -> dict[str, Any]:
-        return {"cancelled": self.cancelled, "produced": self.produced}
+        noted = {"started": self.started, "cancelled": self.cancelled}
+        return {**noted, "produced": self.produced}
 
     async def text(self, size: int) -> str:
         return "x" * size

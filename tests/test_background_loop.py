@@ -1,0 +1,74 @@
+"""The loop in the background: one in a process, which waits for nobody that waits for it."""
+
+# mypy does not see what Ray's decorators add: .bind, .remote.
+# mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import ray
+
+import raycompose as rc
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
+
+TIMEOUT_S = 30
+
+
+# Threads, loops, processes
+
+
+def test_the_background_loop_is_made_once() -> None:
+    """Threads that need it first at the same time share it."""
+    program = """
+import threading
+from raycompose.flow import concurrency, promises
+barrier, loops = threading.Barrier(16), []
+def first():
+    barrier.wait()
+    loops.append(concurrency.loop())
+threads = [threading.Thread(target=first) for _ in range(16)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(len(set(map(id, loops))), sum(t.name == "raycompose-loop" for t in threading.enumerate()))
+"""
+    assert _output(program) == "1 1"
+
+
+def test_a_forked_child_has_a_loop_of_its_own() -> None:
+    """After ``os.fork`` a call works in the child, where the parent's thread is not."""
+    program = """
+import os, sys
+import raycompose as rc
+client = rc.local(rc.stage(lambda x: x + 1))
+assert client.call(1) == 2
+sys.stdout.flush()
+child = os.fork()
+if child == 0:
+    print(rc.local(rc.stage(lambda x: x + 1)).call(2, timeout_s=20), flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+print(status)
+"""
+    assert _output(program) == "3 0"
+
+
+def _output(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+def test_a_blocking_call_on_the_loop_it_waits_for_is_refused() -> None:
+    """A stage that blocks on its own event loop is told what to do, rather than hang."""
+    inner = rc.local(rc.stage(lambda x: x + 1))
+
+    async def outer(x: int) -> Any:
+        return inner.call(x)
+
+    with pytest.raises(rc.RayComposeError, match="await the asynchronous form"):
+        rc.local(rc.stage(outer)).call(1, timeout_s=TIMEOUT_S)

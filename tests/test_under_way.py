@@ -1,0 +1,176 @@
+"""Streams, `each`, `shadow` and branches hold what is under way, and no more."""
+
+# mypy does not see what Ray's decorators add: .bind, .remote.
+# mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
+
+import asyncio
+import gc
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import ray
+from support.waiting import until
+
+import raycompose as rc
+from raycompose.graph.context import Context
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
+
+TIMEOUT_S = 30
+
+
+def test_a_stream_holds_what_is_in_flight_alone() -> None:
+    """What an item started by reference is let go of with the item: memory does not grow."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Block:
+        pass
+
+    async def source(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    async def load(i: int) -> Block:
+        nonlocal most
+        block = Block()
+        alive.add(block)
+        most = max(most, len(alive))
+        return block
+
+    async def taker(ref: rc.Ref[Block]) -> int:
+        await ref
+        return 1
+
+    item = rc.stage(rc.pipeline(load, taker), name="item")
+    client = rc.local(rc.pipeline(source, item, rc.collect, sum))
+    assert client.call(300, timeout_s=TIMEOUT_S) == 300
+    gc.collect()
+    assert most < 100
+
+
+# Streams in threads
+
+
+def test_an_endless_producer_behind_a_blocking_consumer_stops() -> None:
+    """A time-out closes the generator while a thread waits for its next item, and ends both."""
+    state = {"closed": False, "ended": False}
+
+    async def endless(x: int) -> AsyncIterator[int]:
+        try:
+            while True:
+                yield x
+                await asyncio.sleep(0.005)
+        finally:
+            state["closed"] = True
+
+    def consumer(items: rc.Stream[int]) -> int:
+        try:
+            return sum(items)
+        finally:
+            state["ended"] = True
+
+    with pytest.raises(rc.StageTimeoutError):
+        rc.local(rc.pipeline(endless, rc.stage(consumer, timeout_s=0.3))).call(1, timeout_s=30)
+    until(lambda: state == {"closed": True, "ended": True})
+
+
+def test_a_cancelled_astream_is_cancelled() -> None:
+    """Cancelling the task that iterates raises ``CancelledError`` there, and stops the stage."""
+    stopped = threading.Event()
+
+    async def endless(x: int) -> AsyncIterator[int]:
+        try:
+            yield x
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async def main() -> str:
+        first = asyncio.Event()
+
+        async def iterate() -> None:
+            async for _ in rc.local(rc.stage(endless)).astream(1):
+                first.set()
+
+        task = asyncio.ensure_future(iterate())
+        await asyncio.wait_for(first.wait(), TIMEOUT_S)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "ended"
+
+    assert asyncio.run(main()) == "cancelled"
+    assert stopped.wait(TIMEOUT_S)
+
+
+# Shadow, each
+
+
+def test_shadow_counts_in_its_process_whatever_carries_it() -> None:
+    """``max_in_flight`` holds for all copies of the node that streams have brought along."""
+    shadow = rc.shadow(_never, max_in_flight=1).root
+    copies = [ray.cloudpickle.loads(ray.cloudpickle.dumps(shadow)) for _ in range(6)]
+
+    async def main() -> int:
+        before = len(asyncio.all_tasks())
+        ctx = Context()
+        for copy in copies:
+            await copy.run(1, ray.cloudpickle.loads(ray.cloudpickle.dumps(ctx)))
+        return len(asyncio.all_tasks()) - before
+
+    assert asyncio.run(main()) == 1
+
+
+async def _never(x: int) -> None:
+    await asyncio.Event().wait()
+
+
+def test_each_makes_tasks_for_what_is_under_way_alone() -> None:
+    """A list of many items costs no task apiece before its turn."""
+    most = 0
+
+    async def item(x: int) -> int:
+        nonlocal most
+        most = max(most, len(asyncio.all_tasks()))
+        return x
+
+    assert rc.local(rc.each(item, max_concurrency=4)).call(list(range(500))) == list(range(500))
+    assert most < 50
+
+
+# By reference
+
+
+@pytest.mark.parametrize("kind", ["parallel", "split", "fallback", "when"])
+def test_a_branch_that_takes_a_reference_starts_before_its_upstream_ends(kind: str) -> None:
+    """Consumers by reference are eager inside branches; a predicate alone waits for the value."""
+    order: list[str] = []
+
+    async def upstream(x: int) -> int:
+        await asyncio.sleep(0.2)
+        order.append("upstream")
+        return x + 1
+
+    async def eager(ref: rc.Ref[int]) -> int:
+        order.append("eager")
+        return await ref * 10
+
+    async def plain(x: int) -> int:
+        return x
+
+    branching = {
+        "parallel": lambda: rc.parallel(eager, plain, rc.passthrough),
+        "split": lambda: rc.split((eager, 50), (eager, 50)),
+        "fallback": lambda: rc.fallback(eager, plain),
+        "when": lambda: rc.when(lambda x: x == 2, eager, plain),
+    }[kind]()
+    result = rc.local(rc.pipeline(upstream, branching)).call(1, timeout_s=TIMEOUT_S)
+    assert result == ((20, 2, 2) if kind == "parallel" else 20)
+    assert order == (["upstream", "eager"] if kind == "when" else ["eager", "upstream"])
