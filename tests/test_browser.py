@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support.documents import FACTS, QUESTION, LanguageModel, language_model, pdf
+from support.running import EXAMPLES, running
 from support.waiting import PATIENCE_S
-from test_cli import EXAMPLES, running
 
 FLAGS = ["--disable-gpu", "--disable-quic", "--disable-sync"]  # Playwright adds many more
 expect.set_options(timeout=PATIENCE_S * 1000)

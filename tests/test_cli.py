@@ -5,13 +5,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from support.commands import Commands, commands
-
-COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
-APPS = Path(__file__).parent / "apps"
+from support.running import APPS, COMMAND
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,7 @@ def test_the_shell_completes_commands_and_options() -> None:
         words = line.split(" ")
         asked = {"_RAYCOMPOSE_COMPLETE": "complete_bash", "COMP_WORDS": line}
         done = subprocess.run(
-            [COMMAND[0]],
+            [COMMAND],
             env={**os.environ, **asked, "COMP_CWORD": str(len(words) - 1)},
             capture_output=True,
             text=True,

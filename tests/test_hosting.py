@@ -5,6 +5,7 @@ import gc
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -480,3 +481,23 @@ def test_a_reference_that_is_an_argument_is_fetched() -> None:
     hands_on: Any = HandsOn
     app = hands_on.bind(doubled.bind(), doubled.options(name="Again").bind())
     assert rc.local(rc.pipeline(app)).call(1) == [4, 4]
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class OpensLocally:
+    """Uses a pipeline of its own, as a module does that tries one when it is imported."""
+
+    def __call__(self, x: int) -> tuple[int, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            client = rc.local(rc.pipeline(lambda x: x + 1))
+            result = client.call(x)
+            del client
+            gc.collect()
+        return result, [str(one.message) for one in caught]
+
+
+def test_a_local_pipeline_in_a_replica_is_local(deploy: Callable[..., rc.Client]) -> None:
+    """It ends with its client, and leaves nothing that nobody awaits."""
+    app: Any = OpensLocally
+    assert deploy(rc.pipeline(app.bind())).call(1) == (2, [])

@@ -1,5 +1,6 @@
 """Composing: what is refused, where it is written, and what the message says."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -297,3 +298,22 @@ def test_a_sub_pipeline_may_have_a_name_and_limits() -> None:
     assert names(app) == ["add", "aadd", "to_text"]
     assert "inner" in repr(app)
     assert rc.local(app).call(1) == "3"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("num_replica", r"no option 'num_replica'; did you mean 'num_replicas'\?"),
+        ("timeout", r"no option 'timeout'; did you mean 'timeout_s'\?"),
+        ("colour", r"no option 'colour'$"),
+    ],
+)
+def test_an_option_that_there_is_not_is_named(option: str, message: str) -> None:
+    """With the one that was meant, where one is near."""
+    assert re.search(message, refusal(lambda: rc.pipeline(add).options(**{option: 1})))
+
+
+def test_a_method_that_there_is_not_is_named_beside_those_there_are() -> None:
+    """``__call__`` is one of them."""
+    said = refusal(lambda: rc.stage(Model.bind(), method="predict"))
+    assert "has no method 'predict'. Its methods: __call__, double." in said

@@ -14,34 +14,69 @@ from .options import Options
 _ALSO = (".yaml", ".yml", ".toml", ".json")
 
 
-def reload(
-    options: Options,
-    deploy: Callable[[], None],
-    fail: Callable[[Problem], None],
-    check: Callable[[], None],
-) -> None:
-    """Watch for ever; what cannot be deployed is said, and waited for to be put right.
+class Changed(Exception):  # a signal: the wait for replicas ends early
+    """Files changed while their application was being deployed.
+
+    Args:
+        paths: The files.
+    """
+
+    def __init__(self, paths: set[str]) -> None:
+        super().__init__(paths)
+        self.paths = paths
+
+
+class Changes:
+    """What changes below the application's folder, from the first deployment on.
 
     Args:
         options: Those of the command.
-        deploy: Builds the applications again, and deploys them.
-        fail: Says what was wrong.
         check: Raises when the user has asked for the end.
     """
-    folder = Path(options.working_dir or options.app_dir).resolve()
-    filtered = PythonFilter(extra_extensions=_ALSO)
-    changes = watch(folder, watch_filter=filtered, rust_timeout=500, yield_on_timeout=True)
-    for changed in changes:
-        check()
-        if not changed:
-            continue
-        typer.echo(f"\n{_named(folder, {path for _, path in changed})}: deploying again.")
-        forget(Path(options.app_dir).resolve())
-        try:
-            deploy()
-        except Problem as problem:
-            fail(problem)
-            typer.echo("What ran before goes on, where it can. Waiting for changes.")
+
+    def __init__(self, options: Options, check: Callable[[], None]) -> None:
+        self._folder = Path(options.working_dir or options.app_dir).resolve()
+        self._modules = Path(options.app_dir).resolve()
+        self._check = check
+        self._watched = watch(
+            self._folder,
+            watch_filter=PythonFilter(extra_extensions=_ALSO),
+            rust_timeout=100,
+            yield_on_timeout=True,
+        )
+
+    def check(self) -> None:
+        """Raise when something has changed, too.
+
+        Raises:
+            Changed: It has.
+        """
+        self._check()
+        if changed := next(self._watched):
+            raise Changed({path for _, path in changed})
+
+    def follow(self, deploy: Callable[[], None], fail: Callable[[Problem], None]) -> None:
+        """Deploy at each change, for ever; what cannot be deployed waits to be put right.
+
+        Args:
+            deploy: Builds the applications, and deploys them; it may call ``check`` meanwhile.
+            fail: Says what was wrong.
+        """
+        due = True
+        while True:
+            try:
+                if due:
+                    deploy()
+                while True:
+                    self.check()
+            except Problem as problem:
+                due = False
+                fail(problem)
+                typer.echo("What ran before goes on, where it can. Waiting for changes.")
+            except Changed as changed:
+                due = True
+                typer.echo(f"\n{_named(self._folder, changed.paths)}: deploying again.")
+                forget(self._modules)
 
 
 def forget(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import typer
 
 from .loading import Problem, deploys_itself
 from .options import Options
+
+_ROOM_TO_GROW = 8
+"""Logical CPUs, with --reload, for what the next versions add: Ray keeps those it starts with."""
 
 
 class _Ending:
@@ -41,7 +45,7 @@ def serve_run(options: Options) -> int:
         options.check()
         _serve_run(options)
         if options.blocking:
-            _stay(options)
+            _stay()
     except Problem as problem:
         fail(problem)  # at once: the end may take its time
         _shut_down()
@@ -99,11 +103,14 @@ def _serve_run(options: Options) -> None:
     apps = applications(options)
     cpus = sum(cluster.cpus_needed(named.app, named.overrides) for named in apps)
     if not ray.is_initialized():
-        _start(options, cpus)
+        _start(options, cpus + _ROOM_TO_GROW * options.reload)
     # `kill` ends it as Ctrl-C does; ray.init has set a handler of its own.
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
-    deploy(options, apps)
+    if options.reload:
+        _reload(options, apps)
+    else:
+        deploy(options, apps, _end.check)
 
 
 def _start(options: Options, cpus: int) -> None:
@@ -168,8 +175,14 @@ def _hint_at_working_dir(options: Options) -> None:
         )
 
 
-def deploy(options: Options, apps: list[Any]) -> None:
-    """Deploy the applications, show how far they are, and say how to call them."""
+def deploy(options: Options, apps: list[Any], check: Callable[[], None]) -> None:
+    """Deploy the applications, show how far they are, and say how to call them.
+
+    Args:
+        options: Those of the command.
+        apps: What to deploy.
+        check: Raises when there is no use in waiting for the replicas any longer.
+    """
     from ray import serve
     from rich.console import Console
 
@@ -190,7 +203,7 @@ def deploy(options: Options, apps: list[Any]) -> None:
     for named in apps:
         session.take(named.name)
     names = [named.name for named in apps]
-    Watch(names, options.timeout_s, Console(highlight=False)).until_up(ask, _end.check)
+    Watch(names, options.timeout_s, Console(highlight=False)).until_up(ask, check)
     announce(apps, blocking=options.blocking)
 
 
@@ -208,13 +221,21 @@ def _refuse_to_replace(apps: list[Any]) -> None:
         )
 
 
-def _stay(options: Options) -> None:
-    """Stay until Ctrl-C, and with --reload deploy again when files change."""
-    if not options.reload:
-        while True:
-            _end.check()
-            time.sleep(0.3)
+def _reload(options: Options, apps: list[Any]) -> None:
+    """Deploy, and deploy again at each change, until Ctrl-C."""
     from .building import applications
-    from .reloading import reload
+    from .reloading import Changes
 
-    reload(options, lambda: deploy(options, applications(options)), fail, _end.check)
+    changes, built = Changes(options, _end.check), [apps]
+
+    def deploy_newest() -> None:
+        deploy(options, built.pop() if built else applications(options), changes.check)
+
+    changes.follow(deploy_newest, fail)
+
+
+def _stay() -> None:
+    """Stay until Ctrl-C."""
+    while True:
+        _end.check()
+        time.sleep(0.3)

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ from raycompose.http.settings import Settings
 Options = Mapping[str, Any]
 
 _SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"pipeline"}
+_OPTIONS = {*inspect.signature(Deployment.options).parameters} - {"self"}
 _DEFAULTS: dict[str, Any] = {
     "name": "Pipeline",
     "ray_actor_options": {"num_cpus": 0},
@@ -49,6 +52,11 @@ def check_options(given: Options) -> None:
     Raises:
         CompositionError: There is no such option, or Ray refuses its value.
     """
+    if unknown := given.keys() - _SETTINGS - _OPTIONS:
+        name = min(unknown)
+        near = difflib.get_close_matches(name, _SETTINGS | _OPTIONS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CompositionError(f"options of the pipeline: there is no option {name!r}{hint}")
     try:
         settings(given)
         # What fused stages ask for is merged later: it may still be overridden.

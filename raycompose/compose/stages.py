@@ -150,8 +150,10 @@ def make_decider(subject: str, by: Any) -> Decider:
     try:
         (node,) = make_branches("stage", (by,))
     except CompositionError as error:
+        hint = f" To choose by a key of the value: rc.switch({by!r}, {{...}})."
         raise CompositionError(
             f"{subject} must be a function of the value, or a target that decides: {error}"
+            f"{hint if isinstance(by, str) else ''}"
         ) from error
     if node.streams:
         raise CompositionError(f"{subject} must return one value, but {by!r} streams")
@@ -274,8 +276,8 @@ def _deployed(app: Application, method: str) -> tuple[Target, Callable[[], Signa
         return target, lambda: describe(definition), name
     function = getattr(definition, method, None)
     if not callable(function) or (method == "__call__" and "__call__" not in dir(definition)):
-        methods = [m for m in dir(definition) if not m.startswith("_")
-                   and callable(getattr(definition, m))]  # fmt: skip
+        methods = [m for m in dir(definition) if not m.startswith("_") or m == "__call__"]
+        methods = [m for m in methods if callable(getattr(definition, m))]
         raise CompositionError(
             f"deployment {name!r} has no method {method!r}. "
             f"Its methods: {', '.join(methods) or 'none'}. Choose one with "

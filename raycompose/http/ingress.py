@@ -57,8 +57,12 @@ class Ingress:
     """
 
     async def __init__(self, graph: Node | Sealed[Node], settings: Settings) -> None:  # type: ignore[misc]
+        self._is_hosted = _serve.is_hosted()
+        # A replica may open pipelines by rc.local, too; those it does not front.
+        deployed = isinstance(graph, Sealed) and _serve.in_replica()
+        self._in_replica = deployed and not self._is_hosted
         root = graph.open() if isinstance(graph, Sealed) else graph
-        if isinstance(graph, Sealed) and _serve.in_replica() and not _serve.is_hosted():
+        if isinstance(graph, Sealed) and self._in_replica:
             graph.release()  # it would be in memory twice
         self._settings = settings
         self._timeout_s = settings.timeout_s
@@ -66,8 +70,6 @@ class Ingress:
         self._decode = Decoder(signature, settings.max_body_bytes, isinstance(first, Each))
         self._any_path = any(stage.signature.takes == "request" for stage in stages(root))
         self._exits = tuple(stage.name for stage in root.exits)
-        self._is_hosted = _serve.is_hosted()
-        self._in_replica = _serve.in_replica() and not self._is_hosted
         if _serve.in_replica():
             _serve.receive_any_size()
         self._graph = open_graph(root, _serve.own_user_config())

@@ -19,64 +19,11 @@ import pytest
 import requests
 from support.cluster import free_port
 from support.commands import Commands, commands
+from support.running import APPS, EXAMPLES, START_S, Run, running
 from support.waiting import until
 
 pytestmark = pytest.mark.cluster
-COMMAND = [str(Path(sys.executable).with_name("raycompose")), "run"]
-APPS = Path(__file__).parents[1] / "apps"
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SEEDS = Path(__file__).parents[1] / "seeds"
-START_S = 150
-
-
-class Run:
-    """A running ``raycompose run`` and what it has printed."""
-
-    def __init__(self, *arguments: str, log: Path, command: Commands | None = None) -> None:
-        self.port = free_port()
-        self.log = log
-        log.touch()
-        arguments = (*arguments, "--port", str(self.port))
-        self.process = self._start(arguments, command)
-
-    def _start(self, arguments: tuple[str, ...], command: Commands | None) -> Any:
-        if command is not None:
-            streams = [os.devnull, str(self.log), str(self.log)]
-            return command.start("run", *arguments, streams=streams)
-        with self.log.open("w") as output:
-            return subprocess.Popen(
-                [*COMMAND, *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    def until_up(self) -> "Run":
-        deadline = time.monotonic() + START_S
-        while "is up" not in self.output:
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.1)
-        return self
-
-    def interrupt(self, how: signal.Signals = signal.SIGINT) -> int:
-        self.process.send_signal(how)
-        status: int = self.process.wait()
-        return status
-
-
-@contextlib.contextmanager
-def running(*arguments: str, log: Path, command: Commands | None = None) -> Iterator[Run]:
-    run = Run(*arguments, log=log, command=command)
-    try:
-        yield run.until_up()
-    finally:
-        if run.process.poll() is None:
-            run.interrupt()
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +120,10 @@ class Terminal(Run):
 def test_changes_are_deployed_again_and_a_terminal_has_a_live_table(
     command: Commands, tmp_path: Path
 ) -> None:
-    """``--reload`` notices a change of any module, and lives through a syntax error."""
+    """``--reload`` notices a change of any module, and lives through a syntax error.
+
+    It also does while it waits for replicas, which may never start.
+    """
     app, words = tmp_path / "greeting.py", tmp_path / "words.py"
     words.write_text("HELLO = 'Hello'\n")
     app.write_text(
@@ -201,6 +151,13 @@ def test_changes_are_deployed_again_and_a_terminal_has_a_live_table(
         assert answers() == "HOLA, DORA"
         words.write_text("HELLO = 'Salut'\n")
         until(lambda: answers() == "SALUT, DORA", START_S)
+        text = app.read_text()
+        needs = "@serve.deployment(ray_actor_options={'num_gpus': 1})\n"
+        app.write_text(text.replace("@serve.deployment\n", needs))
+        until(lambda: "needs 1 GPU" in run.output, START_S)
+        words.write_text("HELLO = 'Ciao'\n")
+        app.write_text(text)
+        until(lambda: answers() == "CIAO, DORA", START_S)
     finally:
         status = run.interrupt()
     assert status == 0, run.output
