@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import aclosing
 from functools import partial
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from raycompose.errors import RayComposeError
@@ -189,33 +187,35 @@ class _Mapped(Generic[T, U]):
         self.function = function
 
     async def __call__(self) -> AsyncGenerator[U, None]:
-        items = aiter(self.stream)
-        upcoming: asyncio.Future[T] | None = asyncio.ensure_future(next_of(items))
-        running: deque[asyncio.Future[U]] = deque()
-        failure: BaseException | None = None
+        begun: asyncio.Queue[asyncio.Future[U] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(IN_FLIGHT)
+
+        async def begin() -> None:
+            try:
+                async for item in self.stream:
+                    await room.acquire()
+                    begun.put_nowait(asyncio.ensure_future(self.function(item)))
+            finally:
+                begun.put_nowait(None)
+
+        beginning = asyncio.ensure_future(begin())
+        task: asyncio.Future[U] | None = None
         try:
-            while upcoming or running:
-                waiting: set[asyncio.Future[Any]] = set(islice(running, 1))
-                if upcoming and len(running) < IN_FLIGHT:
-                    waiting.add(upcoming)
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if running and running[0].done():
-                    result = running.popleft().result()
-                    if isinstance(result, Stream):  # a generator, mapped: its items, in order
-                        async with aclosing(result):
-                            async for item in result:
-                                yield item
-                    else:
-                        yield result
-                elif upcoming and upcoming.done():
-                    failure = upcoming.exception()
-                    if failure is None:
-                        running.append(asyncio.ensure_future(self.function(upcoming.result())))
-                    upcoming = None if failure else asyncio.ensure_future(next_of(items))
-            if failure is not None and not isinstance(failure, StopAsyncIteration):
-                raise failure
+            while (task := await begun.get()) is not None:
+                if not task.done():
+                    await asyncio.wait({task})  # to await it would cancel it, and so twice
+                room.release()
+                result = task.result()
+                if isinstance(result, Stream):  # a generator, mapped: its items, in order
+                    async with aclosing(result):
+                        async for item in result:
+                            yield item
+                else:
+                    yield result
+            beginning.result()  # after the items before it: what the stream failed with
         finally:
-            await cancel(upcoming, *running)
+            left = [begun.get_nowait() for _ in range(begun.qsize())]
+            await cancel(beginning, task, *left)
             await self.stream.aclose()
 
 
