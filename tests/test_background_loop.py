@@ -8,13 +8,12 @@ import sys
 from typing import Any
 
 import pytest
-import ray
+from support import pickle_by_value
+from support.waiting import PATIENCE_S
 
 import raycompose as rc
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-
-TIMEOUT_S = 30
+pickle_by_value(__name__)
 
 
 # Threads, loops, processes
@@ -71,4 +70,4 @@ def test_a_blocking_call_on_the_loop_it_waits_for_is_refused() -> None:
         return inner.call(x)
 
     with pytest.raises(rc.RayComposeError, match="await the asynchronous form"):
-        rc.local(rc.stage(outer)).call(1, timeout_s=TIMEOUT_S)
+        rc.local(rc.stage(outer)).call(1, timeout_s=PATIENCE_S)

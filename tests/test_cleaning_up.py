@@ -4,23 +4,19 @@
 # mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-import ray
 import requests
 from ray import serve
+from support import pickle_by_value
 from support.cluster import Deploy
-from support.waiting import apoll, until
+from support.waiting import PATIENCE_S, apoll, until
 
 import raycompose as rc
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-
-
-TIMEOUT_S = 30
+pickle_by_value(__name__)
 
 
 # Time-outs
@@ -81,8 +77,8 @@ def test_a_stage_past_its_deadline_may_still_clean_up(deploy: Deploy, engine: st
     app = rc.stage(Pooled.bind(), timeout_s=0.5)
     client = rc.local(app) if engine == "local" else deploy(app.fuse())
     with pytest.raises(rc.StageTimeoutError):
-        client.call(20, timeout_s=TIMEOUT_S)
-    assert client.call(0, timeout_s=TIMEOUT_S) == "the connection"
+        client.call(20, timeout_s=PATIENCE_S)
+    assert client.call(0, timeout_s=PATIENCE_S) == "the connection"
 
 
 class Pool:
@@ -132,7 +128,7 @@ def test_every_stage_that_is_cancelled_may_still_clean_up(where: str) -> None:
     pool = Pool()
     client = rc.local(rc.stage(AROUND[where](pool), timeout_s=0.5, name="limited"))
     with pytest.raises((rc.StageTimeoutError, ValueError)):
-        client.call(1, timeout_s=TIMEOUT_S)
+        client.call(1, timeout_s=PATIENCE_S)
     assert pool.lent
     until(lambda: pool.back == pool.lent)
 
@@ -190,7 +186,7 @@ def test_a_stream_of_a_replica_may_clean_up_when_its_client_leaves(
     app = rc.pipeline(Lender.bind())
     client = deploy(app.fuse() if engine == "fused" else app)
     assert client.url is not None
-    with requests.post(client.url, json="hold", stream=True, timeout=TIMEOUT_S) as response:
+    with requests.post(client.url, json="hold", stream=True, timeout=PATIENCE_S) as response:
         chunks = response.iter_content(4)
         assert next(chunks) == b"here"
         assert list(client.stream("free")) == ["0"]
@@ -199,6 +195,6 @@ def test_a_stream_of_a_replica_may_clean_up_when_its_client_leaves(
 
 def test_a_stage_with_a_hedge_is_named_when_it_is_late() -> None:
     """A limit around a limit goes by the stage within."""
-    app = rc.stage(_hangs, timeout_s=0.1, hedge=rc.Hedge(after_s=TIMEOUT_S))
+    app = rc.stage(_hangs, timeout_s=0.1, hedge=rc.Hedge(after_s=PATIENCE_S))
     with pytest.raises(rc.StageTimeoutError, match="'_hangs'"):
-        rc.local(app).call(1, timeout_s=TIMEOUT_S)
+        rc.local(app).call(1, timeout_s=PATIENCE_S)

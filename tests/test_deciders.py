@@ -4,21 +4,18 @@
 # mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
 from ray import serve
+from support import pickle_by_value
 from support.cluster import Deploy
+from support.waiting import PATIENCE_S
 
 import raycompose as rc
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-
-
-TIMEOUT_S = 30
+pickle_by_value(__name__)
 
 
 # Deciders
@@ -66,8 +63,8 @@ def test_a_deployment_decides(deploy: Deploy, engine: str) -> None:
         "fused": lambda: deploy(app.fuse()),
         "distributed": lambda: deploy(app),
     }[engine]()
-    assert client.call("hola", timeout_s=TIMEOUT_S) == "es: hola"
-    assert client.call("salut", timeout_s=TIMEOUT_S) == "fr: salut"
+    assert client.call("hola", timeout_s=PATIENCE_S) == "es: hola"
+    assert client.call("salut", timeout_s=PATIENCE_S) == "fr: salut"
 
 
 def _numbers(x: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.first_stages import pair, variadic
 from support.local_http import CURL, ECHO, http, kind_and_value, problem
 
 import raycompose as rc
@@ -117,10 +118,6 @@ def test_every_method_is_answered(method: str) -> None:
 # Arguments
 
 
-def pair(a: int, b: int = 10) -> int:
-    return a + b
-
-
 def positional(a: int, /, b: int) -> list[int]:
     return [a, b]
 
@@ -135,10 +132,6 @@ def keyword(a: int, *, b: int) -> list[int]:
 
 def default_only(*, n: int = 4) -> int:
     return n
-
-
-def variadic(a: int, **rest: Any) -> Any:
-    return [a, rest]
 
 
 @pytest.mark.parametrize(

@@ -532,8 +532,8 @@ def test_a_mix_of_requests_leaves_nothing_behind(running: Running) -> None:
     made = asyncio.run(traffic(MIXED_S))
     print(f"{made} requests in {MIXED_S} s")
     deadline = time.monotonic() + PATIENCE_S
-    few = max(made // 100, REQUESTS)  # not in proportion to so many: nothing may grow with them
-    while found := left_behind(before, snapshot(app_name), few):
+    # As after a round of one kind, though there are several times as many requests.
+    while found := left_behind(before, snapshot(app_name), REQUESTS):
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)

@@ -7,42 +7,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.first_stages import floats, item, number, pair, variadic
 from support.fuzz import examples
 from support.local_http import CURL, ECHO, JSON, http, kind_and_value, problem
 
 import raycompose as rc
 from raycompose.flow.json import parse_json
-
-
-def pair(a: int, b: int = 10) -> int:
-    return a + b
-
-
-def variadic(a: int, **rest: Any) -> Any:
-    return [a, rest]
-
-
-class Item(pydantic.BaseModel):
-    name: str
-    price: float = 1.0
-
-
-def item(item: Item) -> Any:
-    assert isinstance(item, Item)
-    return item
-
-
-def floats(xs: list[float]) -> Any:
-    return [type(x).__name__ for x in xs]
-
-
-def number(n: int) -> int:
-    return n + 1
-
 
 # Malformed
 

@@ -4,18 +4,17 @@
 # mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import ray
 from ray import serve
+from support import pickle_by_value
 from support.waiting import until
 
 import raycompose as rc
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
+pickle_by_value(__name__)
 
 
 # Truth in numbers

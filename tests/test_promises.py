@@ -5,7 +5,6 @@
 
 import asyncio
 import gc
-import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -16,17 +15,15 @@ import pytest
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
+from support import pickle_by_value
 from support.cluster import Deploy
-from support.waiting import apoll, until
+from support.waiting import PATIENCE_S, apoll, until
 
 import raycompose as rc
 from raycompose.flow import promises
 from raycompose.flow.references import Ref
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-
-
-TIMEOUT_S = 30
+pickle_by_value(__name__)
 
 
 class Unsendable(Exception):
@@ -66,10 +63,10 @@ class Taker:
 def test_what_cannot_be_sent_settles_its_promise(deploy: Deploy) -> None:
     """A fused stage whose error or result cannot be pickled or unpickled fails its request."""
     client = deploy((Maker.bind() | Taker.bind()).fuse("Maker"))
-    assert client.call("fine", timeout_s=TIMEOUT_S) == "got FINE"
+    assert client.call("fine", timeout_s=PATIENCE_S) == "got FINE"
     for what in ("raises", "returns", "forgets"):
         with pytest.raises(Exception, match=r"no luck|pickle") as caught:
-            client.call(what, timeout_s=TIMEOUT_S)
+            client.call(what, timeout_s=PATIENCE_S)
         assert not isinstance(caught.value, TimeoutError)
         assert rc.failed_stage(caught.value) == "Maker"
 
@@ -107,11 +104,11 @@ def promised(value: Any) -> Any:
 def test_a_promise_of_a_reference_is_kept(cluster: None) -> None:
     """A result that is an ``ObjectRef`` arrives as one, whatever becomes of what it refers to."""
     never = ray.remote(num_cpus=0)(lambda: 1 / 0).remote()
-    arrived = ray.get(promised(never), timeout=TIMEOUT_S)
+    arrived = ray.get(promised(never), timeout=PATIENCE_S)
     with pytest.raises(ZeroDivisionError):
-        ray.get(arrived, timeout=TIMEOUT_S)
+        ray.get(arrived, timeout=PATIENCE_S)
     again = asyncio.run(Ref.to(never).sendable())
-    assert ray.get(again.object_ref, timeout=TIMEOUT_S) == never
+    assert ray.get(again.object_ref, timeout=PATIENCE_S) == never
 
 
 def test_promises_outlive_their_actor(cluster: None) -> None:
@@ -121,7 +118,7 @@ def test_promises_outlive_their_actor(cluster: None) -> None:
 
     def is_kept() -> bool:
         try:
-            return bool(ray.get(promised(5), timeout=TIMEOUT_S) == 5)
+            return bool(ray.get(promised(5), timeout=PATIENCE_S) == 5)
         except RayActorError:
             return False
 
@@ -165,7 +162,7 @@ def test_a_frozen_exception_of_a_hosted_stage_arrives() -> None:
     bound = Freezer.bind()
     for app in (rc.stage(bound), rc.fallback(bound, bound), rc.stage(bound, timeout_s=30)):
         with pytest.raises(Frozen) as caught:
-            rc.local(app).call(7, timeout_s=TIMEOUT_S)
+            rc.local(app).call(7, timeout_s=PATIENCE_S)
         assert (caught.value.code, rc.failed_stage(caught.value)) == (7, "Freezer")
     with pytest.raises(Frozen):
         list(rc.local(rc.stage(bound, method="items")).stream(7))

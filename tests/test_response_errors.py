@@ -1,8 +1,6 @@
 """What an error becomes over HTTP: problem details, and nothing that tells secrets."""
 
 import asyncio
-import dataclasses
-import datetime
 import json
 import logging
 import re
@@ -11,7 +9,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import pydantic
 import pytest
 from ray.exceptions import (
     ActorDiedError,
@@ -25,22 +22,9 @@ from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from support.local_http import failure, http
+from support.results import SECRET, Item, Point
 
 import raycompose as rc
-
-SECRET = "s3cret-password"
-
-
-class Item(pydantic.BaseModel):
-    name: str
-    when: datetime.date = datetime.date(2020, 1, 2)
-
-
-@dataclasses.dataclass
-class Point:
-    x: int
-    at: Item | None = None
-
 
 # Errors
 

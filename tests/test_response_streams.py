@@ -1,32 +1,16 @@
 """What a stream becomes over HTTP: lines, text, events."""
 
-import dataclasses
-import datetime
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
-import pydantic
 import pytest
 from support.local_http import http
+from support.results import SECRET, Item, Point
 
 import raycompose as rc
-
-SECRET = "s3cret-password"
-
-
-class Item(pydantic.BaseModel):
-    name: str
-    when: datetime.date = datetime.date(2020, 1, 2)
-
-
-@dataclasses.dataclass
-class Point:
-    x: int
-    at: Item | None = None
-
 
 # Streams
 

@@ -1,7 +1,6 @@
 """What a result becomes over HTTP."""
 
 import asyncio
-import dataclasses
 import datetime
 import enum
 import json
@@ -12,32 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from support.local_http import answer, failure, http
+from support.results import Item, Point
 
 import raycompose as rc
 from raycompose import _serve
 from raycompose.graph import metrics
 
-SECRET = "s3cret-password"
-
-
 # Results
-
-
-class Item(pydantic.BaseModel):
-    name: str
-    when: datetime.date = datetime.date(2020, 1, 2)
-
-
-@dataclasses.dataclass
-class Point:
-    x: int
-    at: Item | None = None
 
 
 class Color(enum.Enum):

@@ -4,7 +4,6 @@
 # mypy: disable-error-code="attr-defined, untyped-decorator, no-untyped-call"
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +13,14 @@ import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from starlette.testclient import TestClient
+from support import pickle_by_value
 from support.cluster import Deploy
+from support.journal import write
+from support.waiting import PATIENCE_S
 
 import raycompose as rc
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-
-
-TIMEOUT_S = 30
+pickle_by_value(__name__)
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
@@ -52,7 +51,7 @@ def test_a_task_of_two_results_runs_once(deploy: Deploy, tmp_path: Any, engine: 
     app = rc.pipeline(two, joined.bind())
     client = rc.local(app) if engine == "local" else deploy(app)
     ran = tmp_path / "once"
-    assert client.call(str(ran), timeout_s=TIMEOUT_S) == "tuple: one+two"
+    assert client.call(str(ran), timeout_s=PATIENCE_S) == "tuple: one+two"
     assert ran.read_text() == "ran\n"
 
 
@@ -60,7 +59,7 @@ def test_a_task_of_two_results_is_cancelled(deploy: Deploy, tmp_path: Any) -> No
     """Past its deadline such a task is cancelled, too, and its worker goes on to the next."""
     client = deploy(rc.stage(two, name="two", timeout_s=1.0))
     with pytest.raises(rc.StageTimeoutError):
-        client.call(str(tmp_path / "hangs"), timeout_s=TIMEOUT_S)
+        client.call(str(tmp_path / "hangs"), timeout_s=PATIENCE_S)
 
 
 # Calls of methods that are not there
@@ -84,7 +83,7 @@ def test_a_stage_that_calls_a_method_that_is_not_there_runs_once(
     ran = tmp_path / "once"
     for _ in range(2):
         with pytest.raises(RayServeException, match="misspelt") as caught:
-            client.call(str(ran), timeout_s=TIMEOUT_S)
+            client.call(str(ran), timeout_s=PATIENCE_S)
         assert rc.failed_stage(caught.value) == "Mistaken"
     assert ran.read_text() == "ran\nran\n"
 
@@ -103,8 +102,8 @@ async def _takes(ref: rc.Ref[int]) -> int:
 
 
 WRAPPED: dict[str, Callable[[Any], Any]] = {
-    "limited": lambda stage: rc.stage(stage, timeout_s=TIMEOUT_S),
-    "hedged": lambda stage: rc.stage(stage, retry=2, hedge=rc.Hedge(after_s=TIMEOUT_S)),
+    "limited": lambda stage: rc.stage(stage, timeout_s=PATIENCE_S),
+    "hedged": lambda stage: rc.stage(stage, retry=2, hedge=rc.Hedge(after_s=PATIENCE_S)),
     "named": lambda stage: rc.stage(rc.pipeline(lambda x: x, stage), name="outer"),
     "chosen": lambda stage: rc.when(lambda x: True, stage),
     "through another": lambda stage: rc.pipeline(rc.stage(stage, retry=2), _takes),
@@ -128,7 +127,7 @@ def test_what_failed_by_its_input_is_not_called_again(wrapped: str, again: str) 
     )
     client = rc.local(rc.pipeline(WRAPPED[wrapped](_broken), consumer))
     with pytest.raises(ValueError, match="meant to fail") as raised:
-        client.call(1, timeout_s=TIMEOUT_S)
+        client.call(1, timeout_s=PATIENCE_S)
     assert rc.failed_stage(raised.value) == "_broken"
     assert len(called) == 1
 
@@ -160,11 +159,6 @@ def test_a_fallback_does_not_repeat_what_its_input_failed() -> None:
         return await ref
 
     with pytest.raises(ValueError, match="upstream") as caught:
-        rc.local(rc.pipeline(broken, rc.fallback(first, second))).call(1, timeout_s=TIMEOUT_S)
+        rc.local(rc.pipeline(broken, rc.fallback(first, second))).call(1, timeout_s=PATIENCE_S)
     assert rc.failed_stage(caught.value) == "broken"
     assert tried == ["first"]
-
-
-def write(notes: str, event: str) -> None:
-    with open(notes, "a") as file:
-        file.write(f"{event}\n")

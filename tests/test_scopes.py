@@ -5,25 +5,22 @@
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
 import pytest
-import ray
 from ray import serve
 from starlette.testclient import TestClient
+from support import pickle_by_value
 from support.cluster import Deploy
-from support.waiting import until
+from support.journal import write
+from support.waiting import PATIENCE_S, until
 
 import raycompose as rc
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-
-
-TIMEOUT_S = 30
+pickle_by_value(__name__)
 
 
 # Scopes
@@ -70,7 +67,7 @@ def test_what_is_started_by_reference_ends_with_its_attempt(around: Any, attempt
     watched = Watched()
     client = rc.local(around(rc.pipeline(watched, _gives_up)))
     try:
-        client.call(1, timeout_s=TIMEOUT_S)
+        client.call(1, timeout_s=PATIENCE_S)
     except ValueError:
         assert attempts == 2
     until(lambda: watched.begun == attempts)
@@ -119,7 +116,7 @@ def _post(client: Any) -> None:
 
 
 def _call(client: rc.Client) -> None:
-    client.call(1, timeout_s=TIMEOUT_S)
+    client.call(1, timeout_s=PATIENCE_S)
 
 
 def _embed(app: rc.Pipeline[Any, Any]) -> Any:
@@ -146,7 +143,7 @@ def _embed_refused(app: rc.Pipeline[Any, Any]) -> Any:
 
 def _call_refused(client: rc.Client) -> None:
     with pytest.raises(TypeError, match="this pipeline streams"):
-        client.call(1, timeout_s=TIMEOUT_S)
+        client.call(1, timeout_s=PATIENCE_S)
 
 
 STREAMS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], None]]] = {
@@ -202,11 +199,6 @@ def test_what_is_started_beside_a_stream_of_a_replica_ends_with_it(deploy: Deplo
 
 
 # The same in replicas
-
-
-def write(notes: str, event: str) -> None:
-    with open(notes, "a") as file:
-        file.write(f"{event}\n")
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
@@ -270,7 +262,7 @@ def corners(request: pytest.FixtureRequest, deploy: Deploy) -> rc.Client:
 @pytest.mark.parametrize("case", ["parallel", "split", "first of a fallback"])
 def test_a_branch_by_reference_is_eager_in_replicas(corners: rc.Client, case: str) -> None:
     """The branch starts before its upstream has ended."""
-    result = corners.call({"case": case, "notes": ""}, timeout_s=TIMEOUT_S)
+    result = corners.call({"case": case, "notes": ""}, timeout_s=PATIENCE_S)
     assert result == ((True, True) if case == "parallel" else True)
 
 
@@ -281,7 +273,7 @@ def test_an_abandoned_attempt_is_cancelled_in_its_replica(
     notes = tmp_path / "hangs"
     notes.touch()
     call = {"case": "abandoned by a fallback", "notes": str(notes)}
-    assert corners.call(call, timeout_s=TIMEOUT_S) == "another"
+    assert corners.call(call, timeout_s=PATIENCE_S) == "another"
     until(lambda: notes.read_text() == "cancelled\n", within_s=20)
 
 
@@ -292,5 +284,5 @@ def test_a_streams_producer_runs_once_whoever_is_tried_again(
     notes = tmp_path / "begun"
     call = {"case": "a stream, tried again", "notes": str(notes)}
     with pytest.raises(ValueError, match="at the first item"):
-        corners.call(call, timeout_s=TIMEOUT_S)
+        corners.call(call, timeout_s=PATIENCE_S)
     assert notes.read_text() == "begun\n"

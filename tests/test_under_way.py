@@ -5,7 +5,6 @@
 
 import asyncio
 import gc
-import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator
@@ -13,15 +12,14 @@ from typing import Any
 
 import pytest
 import ray
-from support.waiting import until
+from support import pickle_by_value
+from support.waiting import PATIENCE_S, until
 
 import raycompose as rc
 from raycompose.flow import concurrency
 from raycompose.graph.context import Context
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import it
-
-TIMEOUT_S = 30
+pickle_by_value(__name__)
 
 
 def test_a_stream_holds_what_is_in_flight_alone() -> None:
@@ -49,7 +47,7 @@ def test_a_stream_holds_what_is_in_flight_alone() -> None:
 
     item = rc.stage(rc.pipeline(load, taker), name="item")
     client = rc.local(rc.pipeline(source, item, rc.collect, sum))
-    assert client.call(300, timeout_s=TIMEOUT_S) == 300
+    assert client.call(300, timeout_s=PATIENCE_S) == 300
     gc.collect()
     assert most < 100
 
@@ -99,7 +97,7 @@ def test_a_cancelled_astream_is_cancelled() -> None:
                 first.set()
 
         task = asyncio.ensure_future(iterate())
-        await asyncio.wait_for(first.wait(), TIMEOUT_S)
+        await asyncio.wait_for(first.wait(), PATIENCE_S)
         task.cancel()
         try:
             await task
@@ -108,7 +106,7 @@ def test_a_cancelled_astream_is_cancelled() -> None:
         return "ended"
 
     assert asyncio.run(main()) == "cancelled"
-    assert stopped.wait(TIMEOUT_S)
+    assert stopped.wait(PATIENCE_S)
 
 
 # Shadow, each
@@ -177,6 +175,6 @@ def test_a_branch_that_takes_a_reference_starts_before_its_upstream_ends(kind: s
         "fallback": lambda: rc.fallback(eager, plain),
         "when": lambda: rc.when(lambda x: x == 2, eager, plain),
     }[kind]()
-    result = rc.local(rc.pipeline(upstream, branching)).call(1, timeout_s=TIMEOUT_S)
+    result = rc.local(rc.pipeline(upstream, branching)).call(1, timeout_s=PATIENCE_S)
     assert result == ((20, 2, 2) if kind == "parallel" else 20)
     assert order == (["upstream", "eager"] if kind == "when" else ["eager", "upstream"])

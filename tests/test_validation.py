@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import serve
 from starlette.requests import Request as StarletteRequest
+from support.first_stages import Item, floats, item, number
 from support.fuzz import examples
 from support.local_http import CURL, ECHO, JSON, http, problem
 
@@ -23,33 +24,15 @@ from raycompose.http.forms import form_fields
 # Validation and conversion
 
 
-class Item(pydantic.BaseModel):
-    name: str
-    price: float = 1.0
-
-
 @dataclasses.dataclass
 class Point:
     x: int
     y: int = 0
 
 
-def item(item: Item) -> Any:
-    assert isinstance(item, Item)
-    return item
-
-
 def point(p: Point) -> Any:
     assert isinstance(p, Point)
     return [p.x, p.y]
-
-
-def floats(xs: list[float]) -> Any:
-    return [type(x).__name__ for x in xs]
-
-
-def number(n: int) -> int:
-    return n + 1
 
 
 def optional(n: int | None = None) -> Any:
@@ -265,8 +248,8 @@ def added_in_a_thread(items: rc.Stream[int]) -> int:
 
 
 async def passed_on(items: rc.Stream[int]) -> AsyncIterator[int]:
-    async for item in items:
-        yield item
+    async for one in items:
+        yield one
 
 
 STREAM_TAKERS = [

@@ -74,3 +74,9 @@ def running(call: Call) -> Counter[str]:
     """Return what has started and not ended."""
     ended = (count(call, event) for event in ("cancelled", "left", "failed", "finished"))
     return count(call, "started") - sum(ended, Counter())
+
+
+def write(notes: str, event: str) -> None:
+    """Add a line to a file."""
+    with open(notes, "a") as file:
+        file.write(f"{event}\n")
