@@ -1,5 +1,7 @@
 """What the command line says while replicas start, and of what failed: pure functions."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ from raycompose_cli.failures import users_traceback
 from raycompose_cli.loading import Problem
 from raycompose_cli.options import Options
 from raycompose_cli.progress import is_up, line
-from raycompose_cli.reloading import forget
+from raycompose_cli.reloading import Changed, Changes, forget
 from raycompose_cli.watching import Watch, table
 from rich.console import Console
+from support.waiting import poll
 
 from raycompose._serve import DeploymentState
 from raycompose.client.logs import shown
@@ -164,6 +167,33 @@ def test_the_runtime_env_is_made_of_its_three_options(tmp_path: Path) -> None:
     ):
         with pytest.raises(Problem, match=r"cannot be read|cannot read|is a mapping"):
             wrong.environment()
+
+
+def test_a_log_that_grows_in_the_folder_hides_no_change(tmp_path: Path) -> None:
+    """Files that are no source change all the time: the wait goes on, and a source is noticed."""
+    changes = Changes(Options("app:app", app_dir=str(tmp_path)), check=lambda: None)
+    done = threading.Event()
+
+    def write_a_log() -> None:
+        with (tmp_path / "log").open("w") as log:
+            while not done.wait(0.01):
+                log.write("a line\n")
+                log.flush()
+
+    writer = threading.Thread(target=write_a_log)
+    writer.start()
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            changes.check()
+            assert time.monotonic() - began < 2
+        (tmp_path / "app.py").write_text("app = 1\n")
+        with pytest.raises(Changed) as raised:
+            poll(changes.check)
+    finally:
+        done.set()
+        writer.join()
+    assert [Path(path).name for path in raised.value.paths] == ["app.py"]
 
 
 def test_modules_below_the_folder_are_imported_anew(

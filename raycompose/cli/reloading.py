@@ -38,11 +38,10 @@ class Changes:
         self._folder = Path(options.working_dir or options.app_dir).resolve()
         self._modules = Path(options.app_dir).resolve()
         self._check = check
+        self._is_source = PythonFilter(extra_extensions=_ALSO)
+        # Not as its filter: while a log in the folder grows, that would never give a turn.
         self._watched = watch(
-            self._folder,
-            watch_filter=PythonFilter(extra_extensions=_ALSO),
-            rust_timeout=100,
-            yield_on_timeout=True,
+            self._folder, watch_filter=None, debounce=400, rust_timeout=100, yield_on_timeout=True
         )
 
     def check(self) -> None:
@@ -52,8 +51,8 @@ class Changes:
             Changed: It has.
         """
         self._check()
-        if changed := next(self._watched):
-            raise Changed({path for _, path in changed})
+        if changed := {path for how, path in next(self._watched) if self._is_source(how, path)}:
+            raise Changed(changed)
 
     def follow(self, deploy: Callable[[], None], fail: Callable[[Problem], None]) -> None:
         """Deploy at each change, for ever; what cannot be deployed waits to be put right.
