@@ -16,7 +16,7 @@ from rich.console import Console
 from support.waiting import poll
 
 from raycompose._serve import DeploymentState
-from raycompose.client.logs import shown
+from raycompose.client.logs import printer, shown
 
 NONE: dict[str, float] = {}
 HAS = {"CPU": 8.0, "memory": 2**33}
@@ -148,6 +148,40 @@ def test_replicas_lines_are_shown_behind_their_stage_and_ray_s_own_are_not() -> 
     assert of(replica, f"{warning} -- slow") == ["Model | WARNING slow"]
     assert of("ServeController", "Adding 1 replica") == []
     assert of("", "raylet") == []
+
+
+def test_a_request_s_traceback_is_shown_without_the_machinery_s_frames() -> None:
+    """However Ray cuts it into batches, and with another replica's lines in between."""
+    site = "/home/me/.venv/lib/python3.12/site-packages"
+    remote = "\x1b[36mray::ServeReplica:default:Model.handle_request()\x1b[39m (pid=1, ip=2)"
+    lines = [
+        "Traceback (most recent call last):",
+        f'  File "{site}/raycompose/flow/calls.py", line 24, in result_of',
+        "    return await response",
+        "           ^^^^^^^^^^^^^^",
+        f"ray.exceptions.RayTaskError(KeyError): {remote}",
+        "    async for result in self._replica_impl.handle_request_with_rejection(",
+        f'  File "{site}/ray/serve/_private/replica.py", line 3977, in run_callable',
+        "    result = callable(*args, **kwargs)",
+        '  File "/home/me/app.py", line 8, in second',
+        "    return table[x]",
+        "KeyError: 4",
+        "    what the user prints",
+    ]
+    seen: list[str] = []
+    show = printer(seen.append)
+    for text in lines:
+        show({"actor_name": "ServeReplica:default:Model", "pid": 1, "lines": [text]})
+        show({"actor_name": "ServeReplica:default:Model", "pid": 2, "lines": ["    other"]})
+    assert seen.count("Model |     other") == len(lines)
+    assert [text.removeprefix("Model | ") for text in seen if "other" not in text] == [
+        "Traceback (most recent call last):",
+        f"ray.exceptions.RayTaskError(KeyError): {remote}",
+        '  File "/home/me/app.py", line 8, in second',
+        "    return table[x]",
+        "KeyError: 4",
+        "    what the user prints",
+    ]
 
 
 def test_the_runtime_env_is_made_of_its_three_options(tmp_path: Path) -> None:

@@ -1,13 +1,8 @@
 """Why a deployment failed: the user's own traceback, out of the text that Ray keeps of it."""
 
-import re
+from raycompose.client.logs import Frames
 
 _TRACEBACK = "Traceback (most recent call last):"
-_FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line \d+')
-_MACHINERY = re.compile(
-    r"/site-packages/(ray|raycompose|starlette|fastapi|anyio|uvicorn)/|/ray/serve/_private/"
-    r"|/raycompose/(compose|flow|graph|http)/|/concurrent/futures/|/asyncio/"
-)
 
 
 def users_traceback(message: str) -> str:
@@ -21,22 +16,10 @@ def users_traceback(message: str) -> str:
         _, found, text = message.rpartition(f"{_TRACEBACK}\n")
     if not found:
         return last_line(message)
-    lines = _without_machinery(text.splitlines())
-    if not any(map(_FRAME.match, lines)):  # nothing of the user's: a file that is missing, say
+    lines = list(filter(Frames().shows, text.splitlines()))
+    if not any(line.startswith("  File ") for line in lines):  # none: a file that is missing, say
         return "\n".join(line for line in lines if line.strip()) or last_line(message)
     return "\n".join([_TRACEBACK, *lines]).rstrip()
-
-
-def _without_machinery(lines: list[str]) -> list[str]:
-    kept, hidden = [], False
-    for line in lines:
-        if frame := _FRAME.match(line):
-            hidden = bool(_MACHINERY.search(frame["file"]))
-        elif not line.startswith("    "):
-            hidden = False
-        if not hidden:
-            kept.append(line)
-    return kept
 
 
 def last_line(message: str) -> str:

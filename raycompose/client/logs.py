@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +14,37 @@ _OWN_LOG = re.compile(
 _CHATTER = re.compile(r"CALL \S+ OK |Started <ray\.serve\.|Initializing |Finished initializing ")
 """What Ray Serve logs of every call and start."""
 
+_FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line \d+')
+_REMOTE = re.compile(r"ray::\S+\(\)\S* \(pid=")
+"""Where the traceback of another process begins: in colour, its first frame only the code."""
+_MACHINERY = re.compile(
+    r"/site-packages/(ray|raycompose|starlette|fastapi|anyio|uvicorn)/|/ray/serve/_private/"
+    r"|/raycompose/(compose|flow|graph|http)/|/concurrent/futures/|/asyncio/"
+)
 
-def shown(worker: dict[str, Any]) -> Iterator[str]:
+
+class Frames:
+    """Tells of a traceback's lines, one after the other, which are the user's."""
+
+    def __init__(self) -> None:
+        self._hidden = False
+
+    def shows(self, line: str) -> bool:
+        """Tell whether the next line is no frame of Ray's, of raycompose or of what they use."""
+        if frame := _FRAME.match(line):
+            self._hidden = bool(_MACHINERY.search(frame["file"]))
+        elif not line.startswith("    "):
+            self._hidden = bool(_REMOTE.search(line))
+            return True
+        return not self._hidden
+
+
+def shown(worker: dict[str, Any], frames: Frames | None = None) -> Iterator[str]:
     """Give the lines to show of what a worker has written: replicas' own, without Ray's chatter.
+
+    Args:
+        worker: What Ray gives its log handlers: ``actor_name`` and ``lines``.
+        frames: What has been seen of its tracebacks before.
 
     >>> list(shown({"actor_name": "ServeReplica:default:Model", "lines": ["loaded"]}))
     ['Model | loaded']
@@ -26,7 +55,8 @@ def shown(worker: dict[str, Any]) -> Iterator[str]:
     if kind != "ServeReplica":
         return
     stage = name.rpartition(":")[2]
-    for line in worker.get("lines", ()):
+    frames = frames or Frames()
+    for line in filter(frames.shows, worker.get("lines", ())):
         match = _OWN_LOG.match(line)
         if match is None:
             yield f"{stage} | {line}"
@@ -41,9 +71,11 @@ def printer(write: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
     Args:
         write: Shows one line.
     """
+    frames: defaultdict[Any, Frames] = defaultdict(Frames)
 
     def show(worker: dict[str, Any]) -> None:
-        for line in shown(worker):
+        written = worker.get("ip"), worker.get("pid"), worker.get("is_err")
+        for line in shown(worker, frames[written]):
             write(line)
 
     return show
