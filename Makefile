@@ -5,6 +5,10 @@ OUT ?= benchmarks.json
 CHROMIUM ?= chromium
 VENV ?= .venv
 BIN := $(VENV)/bin
+
+# The tests start hundreds of processes: each would compile what it imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
 INSTALLED := $(VENV)/installed
 
 # A stamp, so that a second `make run` starts at once.

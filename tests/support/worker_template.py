@@ -8,6 +8,7 @@ standard streams that Ray gave. A worker with a runtime environment is started a
 """
 
 import errno
+import gc
 import importlib.util
 import json
 import os
@@ -56,6 +57,8 @@ def ask(name: str, arguments: list[str]) -> None:
 def asked_for(listening: socket.socket, raylet: int) -> Worker:
     """Be the template until the raylet is gone; return in each fork what it is to become."""
     import_ray()
+    gc.collect()
+    gc.freeze()  # no fork looks through it, and so copies its pages, again
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
     ends: list[Any] = [listening, raylet]
     while listening in select.select(ends, [], [])[0]:
