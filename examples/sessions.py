@@ -19,7 +19,9 @@ import raycompose as rc
 @serve.deployment(
     num_replicas=2,
     request_router_config=RequestRouterConfig(
-        request_router_class="ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
+        request_router_class="ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
+        # A user waits for the replica that knows them, even when another is free.
+        request_router_kwargs={"num_fallback_replicas": 0},
     ),
 )
 class Chat:

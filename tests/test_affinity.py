@@ -20,7 +20,10 @@ import raycompose as rc
 
 pickle_by_value(__name__)
 
-ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
+STICKY = RequestRouterConfig(
+    request_router_class="ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
+    request_router_kwargs={"num_fallback_replicas": 0},  # not even when its replica is slow to say
+)
 
 
 @serve.deployment(**HERE)
@@ -33,8 +36,8 @@ class Asked:
 
 @serve.deployment(
     num_replicas=3,
-    max_ongoing_requests=100,  # a full replica's sessions go elsewhere
-    request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+    max_ongoing_requests=100,
+    request_router_config=STICKY,
     **HERE,
 )
 class Cached:
