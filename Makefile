@@ -27,15 +27,18 @@ $(DRIVER): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	touch $@
 
-.PHONY: run test test-clusters test-fast test-pythons test-browser compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
+.PHONY: run test test-clusters test-examples test-fast test-pythons test-browser compat dist fuzz soak chaos coverage bench bench-page profile check docs clean
 run: $(INSTALLED) ## Serve the hello pipeline on localhost:8000
 	$(BIN)/raycompose run hello:app --app-dir examples --port $(PORT)
 
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/pytest --ignore=tests/clusters
+	$(BIN)/pytest --ignore=tests/clusters --ignore=tests/examples
 
 test-clusters: $(INSTALLED) ## Run those that start a Ray of their own: the command line, several nodes, other settings, faults
 	$(BIN)/pytest tests/clusters
+
+test-examples: $(INSTALLED) ## Run every example, and what the README and the pages in docs/ show
+	$(BIN)/pytest tests/examples
 
 test-fast: $(INSTALLED) ## Run the tests that need no cluster
 	$(BIN)/pytest -m "not cluster"
@@ -55,7 +58,7 @@ test-browser: $(DRIVER) ## Use the page of an example in headless Chromium
 	  echo "No $(CHROMIUM) here. Install Chromium (Debian: apt-get install chromium) or say CHROMIUM=path." >&2; \
 	  exit 1; \
 	}
-	RAYCOMPOSE_BROWSER="$$(command -v $(CHROMIUM))" $(BIN)/pytest --numprocesses=0 tests/test_browser.py
+	RAYCOMPOSE_BROWSER="$$(command -v $(CHROMIUM))" $(BIN)/pytest --numprocesses=0 tests/examples/test_browser.py
 
 compat: $(INSTALLED) ## Try the wheel on each Python, with the oldest and the newest of what it needs
 	$(BIN)/python tests/compat/matrix.py $(COMPAT)

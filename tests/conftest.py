@@ -29,7 +29,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 LONGEST_FIRST = (
     "test_cancellation.py",
-    "test_examples.py",
     "test_leaks.py",
     "test_deadlines.py",
     "test_other_applications.py",
@@ -43,7 +42,7 @@ LONGEST_FIRST = (
 IN_CHAOS = ["test_budgets_deployed.py", "test_deadlines_deployed.py"]
 collect_ignore = [] if os.environ.get("RAYCOMPOSE_CHAOS") == "1" else IN_CHAOS
 if "RAYCOMPOSE_BROWSER" not in os.environ:  # `make test-browser` says where Chromium is
-    collect_ignore = [*collect_ignore, "test_browser.py"]
+    collect_ignore = [*collect_ignore, "examples/test_browser.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

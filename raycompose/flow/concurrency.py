@@ -88,26 +88,32 @@ def _forget_loop() -> None:
 os.register_at_fork(after_in_child=_forget_loop)
 
 
+class Started(concurrent.futures.Future[T]):
+    """A coroutine that runs on a loop; cancelling the future cancels it."""
+
+    task: "asyncio.Task[T] | None" = None
+    """What runs it, once it has begun."""
+
+
 def submit(
     coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None = None
-) -> concurrent.futures.Future[T]:
-    """Start a coroutine on the background loop, or another; cancelling the future cancels it.
+) -> Started[T]:
+    """Start a coroutine on the background loop, or another.
 
     As ``asyncio.run_coroutine_threadsafe``, which puts a new one in the place of a
     ``TimeoutError``: the name of the stage that raised it would be lost.
     """
     target = on or loop()
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future: Started[T] = Started()
+    target.call_soon_threadsafe(_begin, future, coroutine, target)
+    return future
 
-    def begin() -> None:
-        task = target.create_task(coroutine)
-        task.add_done_callback(end)
 
-        def cancel_task(done: "concurrent.futures.Future[T]") -> None:
-            if done.cancelled() and not target.is_closed():
-                target.call_soon_threadsafe(_cancel_once, task)
-
-        future.add_done_callback(cancel_task)
+def _begin(
+    future: Started[T], coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop
+) -> None:
+    """Run a coroutine on the loop of this thread as what a future stands for."""
+    future.task = task = on.create_task(coroutine)
 
     def end(task: "asyncio.Task[T]") -> None:
         error = None if task.cancelled() else task.exception()
@@ -124,12 +130,16 @@ def submit(
             error = instead
         future.set_exception(error)
 
-    target.call_soon_threadsafe(begin)
-    return future
+    def cancel_task(done: "concurrent.futures.Future[T]") -> None:
+        if done.cancelled() and not on.is_closed():
+            on.call_soon_threadsafe(_cancel_once, task)
+
+    task.add_done_callback(end)
+    future.add_done_callback(cancel_task)
 
 
 async def result_of(future: "concurrent.futures.Future[T]") -> T:
-    """Await a future that ``submit`` or ``start`` gave; cancelling this cancels it."""
+    """Await a future that ``submit`` gave; cancelling this cancels it."""
     try:
         return await asyncio.wrap_future(future)
     except asyncio.TimeoutError:
@@ -137,6 +147,27 @@ async def result_of(future: "concurrent.futures.Future[T]") -> T:
         if future.done() and (error := future.exception()) is not None:
             raise error from None
         raise
+
+
+async def settled(future: "concurrent.futures.Future[T]") -> None:
+    """Wait until a future is done, however it ends; cancelling this leaves it running."""
+    if future.done():
+        return
+    task = future.task if isinstance(future, Started) else None
+    if task is not None and task.get_loop() is running_loop():  # no thread need be woken
+        await asyncio.wait({task})
+        return
+    elsewhere = asyncio.wrap_future(future)
+    elsewhere.add_done_callback(lambda f: f.cancelled() or f.exception())  # looked at
+    await asyncio.wait({elsewhere})
+
+
+async def shared_result(future: "concurrent.futures.Future[T]") -> T:
+    """Return what a future ends with; cancelling this leaves it running."""
+    await settled(future)
+    if future.cancelled():
+        raise asyncio.CancelledError
+    return future.result()
 
 
 def wait(coroutine: Coroutine[Any, Any, T], on: asyncio.AbstractEventLoop | None = None) -> T:
@@ -190,9 +221,11 @@ def finish(coroutine: Coroutine[Any, Any, Any], on: asyncio.AbstractEventLoop | 
     submit(coroutine, on)
 
 
-def start(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+def start(coroutine: Coroutine[Any, Any, T]) -> Started[T]:
     """Start a coroutine on the running loop, as a future that any loop and thread can wait for."""
-    return submit(coroutine, asyncio.get_running_loop())
+    future: Started[T] = Started()
+    _begin(future, coroutine, asyncio.get_running_loop())
+    return future
 
 
 class DeadlinePassed(Exception):

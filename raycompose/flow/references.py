@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError
 
 from raycompose import _serve
 from raycompose.errors import RayComposeError, failed_stage, mark
-from raycompose.flow.concurrency import refuse_on_loop, result_of
+from raycompose.flow.concurrency import refuse_on_loop, settled, shared_result
 from raycompose.flow.deadlines import note_interrupted
 from raycompose.flow.failures import users_error
 from raycompose.flow.promises import promise
@@ -68,9 +68,7 @@ class Ref(Generic[T]):
             if isinstance(self._source, ObjectRef):
                 await _serve.ready(self._source)
             else:
-                future = asyncio.wrap_future(self._source)
-                future.add_done_callback(lambda f: f.cancelled() or f.exception())  # looked at
-                await asyncio.wait({future})
+                await settled(self._source)
         except asyncio.CancelledError:
             self._note_interrupted()
             raise
@@ -129,7 +127,7 @@ class Ref(Generic[T]):
             if isinstance(source, ObjectRef):
                 value: T = await source
                 return value
-            return await asyncio.shield(result_of(source))
+            return await shared_result(source)
         except asyncio.CancelledError:
             self._note_interrupted()
             raise

@@ -23,7 +23,7 @@ from support.cluster import Deploy
 
 import raycompose as rc
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TIMEOUT_S = 60.0
 
 

@@ -19,7 +19,7 @@ from support.cluster import Deploy
 import raycompose as rc
 from raycompose.graph.metrics import _COUNTERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FORM = {"content-type": "application/x-www-form-urlencoded"}  # what `curl -d` sends

@@ -12,7 +12,7 @@ from support.documents import FACTS, QUESTION, language_model, pdf
 
 import raycompose as rc
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from document_search.answers import NOTHING, rank
 from document_search.app import Settings, build
