@@ -72,7 +72,7 @@ def test_a_port_in_use_is_said(command: Commands) -> None:
         port = str(other.getsockname()[1])
         returned, _, text = command("run", "four:app", "--app-dir", str(APPS), "--port", port)
     assert returned == 1
-    assert f"port {port} is in use: choose another with --port" in text
+    assert text.splitlines()[-1] == f"Error: port {port} is in use: choose another with --port"
 
 
 def test_help_does_not_import_ray() -> None:

@@ -135,6 +135,8 @@ def _start(options: Options, cpus: int) -> None:
             **environment,
             **quiet,
         )
+    except Problem:
+        raise
     except Exception as error:  # Ray raises a bare one where a node does not start in time
         raise Problem(str(error)) from error
     session.start_serve(http_options={"host": options.host, "port": options.port})
