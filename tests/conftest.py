@@ -29,10 +29,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 LONGEST_FIRST = (
     "test_cancellation.py",
-    "test_leaks.py",
+    "test_conformance.py",
     "test_deadlines.py",
+    "test_http_edge.py",
+    "test_failures.py",
+    "test_leaks.py",
     "test_other_applications.py",
+    "test_transport.py",
+    "test_hosting.py",
+    "test_http_deployed.py",
     "test_http_problems.py",
+    "test_streams_in_graphs.py",
+    "test_benchmarks.py",
 )
 """So that at the end no worker waits long for another: they take most of the time."""
 
