@@ -2,6 +2,7 @@
 
 Run it, and send it one of the images that the models were not trained on:
 
+    pip install scikit-learn
     raycompose run cascade:app --app-dir examples
     python examples/cascade.py 33 | curl localhost:8000 -d @-
 """

@@ -2,6 +2,7 @@
 
 Run it:
 
+    pip install scikit-learn
     raycompose run ensemble:app --app-dir examples
     curl localhost:8000 -d '[5.1, 3.5, 1.4, 0.2]'
 """

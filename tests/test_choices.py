@@ -50,8 +50,8 @@ def test_switch_takes_a_mapping_for_a_mapping() -> None:
     ("on", "value", "looked_for"),
     [
         ("kind", {"kind": "c"}, "'c'"),
-        ("kind", {}, "no key 'kind'"),
-        ("kind", 5, "no attribute 'kind'"),
+        ("kind", {}, r"a value \(dict\) without the key 'kind'; it has"),
+        ("kind", 5, r"a value \(int\) without the attribute 'kind'; it has"),
         (lambda v: v, ["unhashable"], r"\['unhashable'\]"),
         (lambda v: None, 0, "None"),
     ],
@@ -265,8 +265,8 @@ def test_fallback_exhausted() -> None:
     assert tried == ["a", "b", "c"]
     assert rc.failed_stage(error) == "a"
     notes = "\n".join(getattr(error, "__notes__", ()))
-    assert "OSError('two')" in notes
-    assert "KeyError('three')" in notes
+    assert "fallback 'fallback' also failed in 'b' with OSError('two')" in notes
+    assert "in 'c' with KeyError('three')" in notes
 
 
 @pytest.mark.parametrize("on", [OSError, (KeyError, OSError)])

@@ -48,6 +48,9 @@ def test_the_shell_completes_commands_and_options() -> None:
         (["four:app", "text=x"], 1, r"four:app: Arguments can only be passed to an"),
         (["four:build", "text"], 2, r"'text' is not KEY=VALUE"),
         (["four"], 2, r"'four' is not MODULE:ATTRIBUTE, as in hello:app"),
+        (["four.py:app"], 2, r"'four.py:app' names a file: write four:app, the module"),
+        (["four.py"], 2, r"'four.py' names a file: write four:app, the module"),
+        (["four.yaml"], 2, r"there is no file 'four.yaml'"),
     ],
 )
 def test_what_cannot_run_is_one_clear_line(

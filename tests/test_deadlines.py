@@ -220,6 +220,18 @@ def test_a_stream_has_the_deadline_to_its_end(tokens: Any, call: Any) -> None:
     poll(lambda: journal.running(body) == {} or None)
 
 
+def test_a_streamed_call_has_a_deadline(tokens: Any, call: Any) -> None:
+    """``client.stream(timeout_s=)``, to the last item; what comes in time is untouched."""
+    body = call("tokens")
+    items = tokens.stream(body, timeout_s=2)
+    assert next(items) == 1
+    with pytest.raises(rc.StageTimeoutError, match=r"within its 2 s") as caught:
+        next(items)
+    assert rc.failed_stage(caught.value) == "Tokens"
+    poll(lambda: journal.running(body) == {} or None)
+    assert list(tokens.stream(call("tokens", 0.01), timeout_s=20)) == [1, 2]
+
+
 def test_without_a_deadline_nothing_is_left_to_say() -> None:
     """``rc.remaining_s()`` is ``None`` where there is no deadline, and outside of a pipeline."""
     assert rc.remaining_s() is None

@@ -88,6 +88,12 @@ def test_fusing_an_unknown_name(name: str) -> None:
         app.fuse("A", name)
 
 
+def test_fusing_something_else_than_a_name() -> None:
+    """A deployment in the place of its name is refused as an unknown name is."""
+    with pytest.raises(rc.CompositionError, match=r"no such deployment stage .*it has 'A', 'B'"):
+        rc.pipeline(plus("A"), plus("B")).fuse(serve.deployment(Plus))
+
+
 # --- What the fused replica asks for --------------------------------------------------------------
 
 

@@ -637,6 +637,18 @@ def test_stream_true_says_what_the_items_are() -> None:
         rc.pipeline(rc.stage(iterator_of, stream=True), of(str))
 
 
+def total(xs: list[int]) -> int:
+    return sum(xs)
+
+
+def test_items_for_a_list_are_to_be_collected() -> None:
+    """A stage that takes the list of what is streamed is told how to have it."""
+    stream = rc.stage(iterator_of, stream=True)
+    with pytest.raises(rc.CompositionError, match=r"put rc\.collect between them"):
+        rc.pipeline(stream, total)
+    assert rc.local(rc.pipeline(stream, rc.collect, total)).call(3) == 3
+
+
 @pytest.mark.parametrize("function", [awaitable_of, coroutine_of])
 def test_what_a_def_returns_to_be_awaited_is_awaited(function: Any) -> None:
     """A ``def`` annotated ``-> Awaitable[int]`` gives an int."""

@@ -31,6 +31,11 @@ def split(path: str) -> tuple[str, str]:
     """
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     parts = [*module.split("."), *attribute.split(".")]
+    if path.endswith((".yaml", ".yml")):
+        raise Problem(f"there is no file {path!r}", status=2)
+    if (file := path.partition(":")[0]).endswith(".py"):
+        app = attribute if ":" in path else "app"
+        raise Problem(f"{path!r} names a file: write {file[:-3]}:{app}, the module", status=2)
     if not all(part.isidentifier() for part in parts):
         raise Problem(f"{path!r} is not MODULE:ATTRIBUTE, as in hello:app (nor a file)", status=2)
     return module, attribute

@@ -35,7 +35,7 @@ class Options:
     @property
     def is_config(self) -> bool:
         """Whether the target is a Serve config file."""
-        return Path(self.target).is_file()
+        return Path(self.target).is_file() and not self.target.endswith(".py")
 
     def check(self) -> None:
         """Refuse what cannot be meant.

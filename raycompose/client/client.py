@@ -1,5 +1,6 @@
 """Clients: deploy an application or connect to one, and call it."""
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -23,7 +24,7 @@ from raycompose.client.session import session
 from raycompose.errors import RayComposeError, failed_stage
 from raycompose.flow import concurrency
 from raycompose.flow.calls import items_of, result_of
-from raycompose.flow.concurrency import DeadlinePassed, Pulls, within
+from raycompose.flow.concurrency import DeadlinePassed, Pulls, before, pulled, within
 from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
 
 T = TypeVar("T")
@@ -46,7 +47,9 @@ class Client(ABC):
         """Call the pipeline, on the background loop."""
 
     @abstractmethod
-    def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _stream(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None = None
+    ) -> Any:
         """Give the pipeline's items, as an async generator on the background loop."""
 
     @abstractmethod
@@ -81,12 +84,13 @@ class Client(ABC):
         """Call the pipeline and await its result; see ``call``."""
         return await concurrency.result_of(concurrency.submit(self._call(args, kwargs, timeout_s)))
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def stream(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Iterator[Any]:
         """Call a pipeline that streams and yield its items as they come.
 
-        Leaving the loop early cancels the call.
+        Leaving the loop early cancels the call. The arguments and the errors are ``call``'s; the
+        deadline is the last item's.
         """
-        items = Pulls(self._stream(args, kwargs))
+        items = Pulls(self._stream(args, kwargs, timeout_s))
         try:
             while True:
                 try:
@@ -97,9 +101,11 @@ class Client(ABC):
         finally:
             concurrency.finish(items.aclose(), None)
 
-    async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    async def astream(
+        self, *args: Any, timeout_s: float | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
         """Call a pipeline that streams and yield its items as they come; see ``stream``."""
-        items = Pulls(self._stream(args, kwargs))
+        items = Pulls(self._stream(args, kwargs, timeout_s))
         try:
             while True:
                 try:
@@ -188,10 +194,7 @@ class _Remote(Client):
             call = partial(self._timed, timeout_s, args, kwargs)
             return await within(timeout_s + _GRACE_S, call)
         except DeadlinePassed:
-            raise TimeoutError(
-                f"the application {self._app_name!r} returned no result within "
-                f"timeout_s={timeout_s:g}"
-            ) from None
+            raise self._late(timeout_s) from None
         except TypeError as error:
             method = self._method_instead(error, kwargs)
         # Of a FastAPI app, which Ray does not call without a method.
@@ -230,17 +233,30 @@ class _Remote(Client):
                 self._fronts_pipeline = False
         return await result_of(self._handle.remote(*args, **kwargs))
 
-    async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _late(self, timeout_s: float | None) -> TimeoutError:
+        return TimeoutError(
+            f"the application {self._app_name!r} returned no result within timeout_s={timeout_s:g}"
+        )
+
+    async def _stream(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None = None
+    ) -> Any:
         self._check_open()
         # Called in here, on the background loop, where Ray's router may need a running loop.
         handle = self._handle.options(stream=True)
         if self._fronts_pipeline:
-            handle = handle.options(method_name=_STREAM)
-        items = items_of(handle.remote(*args, **kwargs))
+            items = items_of(handle.options(method_name=_STREAM).remote(timeout_s, *args, **kwargs))
+        else:
+            items = items_of(handle.remote(*args, **kwargs))
+        if timeout_s is not None:
+            ends = asyncio.get_running_loop().time() + timeout_s + _GRACE_S
+            items = pulled(partial(before, ends), items)
         try:
             async with aclosing(items):
                 async for item in items:
                     yield item
+        except DeadlinePassed:
+            raise self._late(timeout_s) from None
         except TypeError as error:
             if failed_stage(error) is not None:
                 raise
@@ -253,7 +269,7 @@ class _Remote(Client):
             if not self._fronts_pipeline or not _serve.has_no_method(error, _STREAM):
                 raise
             self._fronts_pipeline = False
-            async for item in self._stream(args, kwargs):
+            async for item in self._stream(args, kwargs, timeout_s):
                 yield item
 
     @property

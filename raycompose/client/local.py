@@ -22,6 +22,7 @@ from raycompose.errors import RayComposeError
 from raycompose.flow import concurrency
 from raycompose.flow.concurrency import cancel
 from raycompose.flow.deadlines import Deadline
+from raycompose.flow.streams import Stream
 from raycompose.graph.calling import without_signals
 from raycompose.graph.context import Context
 from raycompose.graph.deadlines import run_before
@@ -98,9 +99,11 @@ class LocalClient(Client):
             raise TypeError(STREAMS)
         return result
 
-    async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _stream(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None = None
+    ) -> Any:
         self._begin()
-        async with aclosing(self._ingress.raycompose_stream(*args, **kwargs)) as items:
+        async with aclosing(self._ingress.raycompose_stream(timeout_s, *args, **kwargs)) as items:
             async for item in items:
                 yield item
 
@@ -157,14 +160,21 @@ class FastAPIApp:
             return called.stream(args, kwargs, Context())
         return await called.call(args, kwargs, Context())
 
-    async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+    async def raycompose_stream(
+        self, timeout_s: float | None, /, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
         """Call one of its methods for its items, as the pipelines' ingress does."""
-        result = await self._called(*args, **kwargs)
-        if not inspect.isasyncgen(result):
-            raise TypeError(NO_STREAM)
-        async with aclosing(result) as items:
+        call = partial(self._streamed, *args, **kwargs)
+        stream = await (call() if timeout_s is None else run_before(Deadline(timeout_s), call))
+        async with aclosing(stream) as items:
             async for item in items:
                 yield item
+
+    async def _streamed(self, *args: Any, **kwargs: Any) -> Stream[Any]:
+        items: AsyncGenerator[Any, None] = await self._called(*args, **kwargs)
+        if not isinstance(items, AsyncGenerator):
+            raise TypeError(NO_STREAM)
+        return Stream(lambda: items, portable=False)
 
     async def http(self, request: Request) -> ASGIApp:
         """Return what answers an HTTP request."""

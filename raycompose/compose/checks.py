@@ -1,6 +1,7 @@
 """What fits behind what: a graph that cannot work is refused where it is composed."""
 
 import inspect
+from types import GenericAlias
 from typing import Any
 
 from ray.serve import Application
@@ -38,10 +39,12 @@ def check_fit(before: Sequence, after: Node) -> None:
             given, wanted = giver.signature.returns, taker.signature.accepts
             if not fits(given, wanted):
                 verb = "yields" if giver.signature.streams else "returns"
+                advice = "a stage between them that converts one into the other"
+                if giver.signature.streams and fits(GenericAlias(list, given), wanted):
+                    advice = "rc.collect between them, which puts the items in a list"
                 raise CompositionError(
                     f"{giver.label!r} {verb} {type_name(given)}, but {taker.label!r} takes "
-                    f"{type_name(wanted)}: put a stage between them that converts one into the "
-                    "other, or correct the annotation"
+                    f"{type_name(wanted)}: put {advice}, or correct the annotation"
                 )
 
 

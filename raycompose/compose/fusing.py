@@ -20,7 +20,7 @@ def fuse(root: Node, names: tuple[str, ...]) -> Node:
         CompositionError: There is no stage of that name, or it is not a deployment.
     """
     deployed = {s.name: s.target.app for s in _own(root)}
-    unknown = [name for name in names if name not in deployed]
+    unknown = [name for name in names if not isinstance(name, str) or name not in deployed]
     if unknown:
         raise CompositionError(
             f"fuse({', '.join(map(repr, unknown))}): there is no such deployment stage in this "

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from anyio import to_thread
@@ -335,6 +336,25 @@ def _cancel_once(task: "asyncio.Future[Any]") -> None:
 async def next_of(items: AsyncIterator[T]) -> T:
     """Return the next item, as a coroutine, which a task needs and ``anext`` does not give."""
     return await anext(items)
+
+
+async def pulled(
+    pull: Callable[[Callable[[], Awaitable[T]]], Awaitable[T]], items: Any
+) -> AsyncGenerator[T, None]:
+    """Give the items of a generator or a stream, and close it at the end.
+
+    Args:
+        pull: Awaits what gives the next item, within a deadline for example.
+        items: What is iterated.
+    """
+    async with aclosing(items):
+        upcoming = aiter(items)
+        while True:
+            try:
+                item = await pull(partial(anext, upcoming))
+            except StopAsyncIteration:
+                return
+            yield item
 
 
 class Pulls(Generic[T]):

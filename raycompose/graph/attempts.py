@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raycompose.errors import add_note, is_client_error
+from raycompose.errors import add_note, failed_stage, is_client_error
 from raycompose.flow.arguments import single
 from raycompose.flow.concurrency import DeadlinePassed, cancel, within
 from raycompose.flow.streams import Stream
@@ -75,16 +75,17 @@ class Optional(Branching):
         """Run the branch; a client's error alone is raised."""
         value = single(value, self.name)
         attempt = partial(self.branches[0].attempt, value, ctx)
+        called = repr(self.branches[0].goes_by or "its branch")
         try:
             if self.timeout_s is None:
                 return await attempt()
             return await within(self.timeout_s, attempt)
         except DeadlinePassed:
-            why: object = f"it took longer than timeout_s={self.timeout_s:g}"
+            why = f"{called} took longer than timeout_s={self.timeout_s:g}"
         except Exception as error:
             if is_client_error(error):
                 raise
-            why = repr(error)
+            why = f"{called} failed with {error!r}"
         logger.warning("request %s: %r returns its default: %s", ctx.request_id, self.name, why)
         metrics.count("optional_defaults", ctx.pipeline, self.name)
         ctx.timings_s.setdefault(f"{self.name}.default", 0.0)  # seen in Server-Timing
@@ -159,5 +160,6 @@ def _first_of(errors: list[Exception], node: str) -> Exception:
     """The first error, with the others in its notes."""
     first, *others = errors
     for other in others:
-        add_note(first, f"{node} also failed with {other!r}")
+        stage = failed_stage(other)
+        add_note(first, f"{node} also failed{f' in {stage!r}' if stage else ''} with {other!r}")
     return first

@@ -127,7 +127,7 @@ class Switch(Choosing):
             return _short(key)
         value = await awaited(value)
         looked_in = "key" if isinstance(value, Mapping) else "attribute"
-        return f"the value ({type(value).__name__}) has no {looked_in} {self.by!r}"
+        return f"a value ({type(value).__name__}) without the {looked_in} {self.by!r}"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Running a part of a graph until a deadline: of a stage, or of the whole request."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 from raycompose.errors import RequestTimeoutError, StageTimeoutError, mark
-from raycompose.flow.concurrency import DeadlinePassed
+from raycompose.flow.concurrency import DeadlinePassed, pulled
 from raycompose.flow.deadlines import Deadline
 from raycompose.flow.streams import Stream
 
@@ -24,27 +23,14 @@ async def run_before(
     Raises:
         StageTimeoutError: It passed.
     """
-    result = await _awaited(deadline, action, stage)
+    result = await _awaited(deadline, stage, action)
     if isinstance(result, Stream):
-        return Stream(partial(_items, deadline, result, stage), portable=False)
+        return Stream(partial(pulled, partial(_awaited, deadline, stage), result), portable=False)
     return result
 
 
-async def _items(
-    deadline: Deadline, stream: Stream[Any], stage: str | None
-) -> AsyncGenerator[Any, None]:
-    async with aclosing(stream):
-        items = aiter(stream)
-        while True:
-            try:
-                item = await _awaited(deadline, partial(anext, items), stage)
-            except StopAsyncIteration:
-                return
-            yield item
-
-
 async def _awaited(
-    deadline: Deadline, action: Callable[[], Awaitable[Any]], stage: str | None
+    deadline: Deadline, stage: str | None, action: Callable[[], Awaitable[Any]]
 ) -> Any:
     try:
         return await deadline.before(action)

@@ -95,8 +95,10 @@ class Ingress:
             ctx.abandon()
         return _items(result, ctx) if isinstance(result, Stream) else result
 
-    async def raycompose_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Answer one call that wants items: one, where a branch gives one result.
+    async def raycompose_stream(
+        self, timeout_s: float | None, /, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        """Answer one call that wants items, in so many seconds: one, where a branch gives one.
 
         Raises:
             TypeError: The pipeline never streams.
@@ -104,7 +106,8 @@ class Ingress:
         if not self._graph.root.streams:
             raise TypeError(NO_STREAM)
         ctx = self._context()
-        async with aclosing(_items(await self._called(args, kwargs, ctx), ctx)) as items:
+        result = await self._called(args, kwargs, ctx, timeout_s)
+        async with aclosing(_items(result, ctx)) as items:
             async for item in items:
                 yield item
 

@@ -10,7 +10,7 @@ from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # num_gpus=0 says nothing of accelerators
-os.environ["RAY_task_events_report_interval_ms"] = "0"  # what Ray's dashboard shows of each task
+os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112  # seen in a dashboard alone
 os.environ["RAY_SERVE_METRICS_EXPORT_INTERVAL_MS"] = "1000"  # Serve's, in each process
 
 import ray
