@@ -1,7 +1,9 @@
 """Branches of which one runs: switch, when, split, fallback."""
 
+import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -321,3 +323,24 @@ def test_split_by_the_name_of_a_key() -> None:
     assert [call(app, v) for v in values] == [call(by_function, v) for v in values]
     error: Any = fails_with(rc.HTTPError, app, {"name": 1}, match="'user', which is missing")
     assert error.status == 422
+
+
+# --- Optional -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "why"), [(None, r"failed with ValueError\('down'\)"), (0.05, "took longer than")]
+)
+def test_an_optional_stage_that_is_left_out_is_logged(
+    caplog: pytest.LogCaptureFixture, timeout_s: float | None, why: str
+) -> None:
+    """The line names the node, the stage and what kept it."""
+
+    async def orders(x: Any) -> Any:
+        if timeout_s is None:
+            raise ValueError("down")
+        await asyncio.sleep(60)
+
+    with caplog.at_level("WARNING", logger="ray.serve"):
+        assert call(rc.optional(orders, default="none", timeout_s=timeout_s)) == "none"
+    assert re.search(f"'optional' returns its default: 'orders' {why}", caplog.text)

@@ -75,18 +75,23 @@ class Optional(Branching):
         """Run the branch; a client's error alone is raised."""
         value = single(value, self.name)
         attempt = partial(self.branches[0].attempt, value, ctx)
-        called = repr(self.branches[0].goes_by or "its branch")
         try:
             if self.timeout_s is None:
                 return await attempt()
             return await within(self.timeout_s, attempt)
         except DeadlinePassed:
-            why = f"{called} took longer than timeout_s={self.timeout_s:g}"
+            why = f"took longer than timeout_s={self.timeout_s:g}"
         except Exception as error:
             if is_client_error(error):
                 raise
-            why = f"{called} failed with {error!r}"
-        logger.warning("request %s: %r returns its default: %s", ctx.request_id, self.name, why)
+            why = f"failed with {error!r}"
+        logger.warning(
+            "request %s: %r returns its default: %r %s",
+            ctx.request_id,
+            self.name,
+            self.branches[0].goes_by or "its branch",
+            why,
+        )
         metrics.count("optional_defaults", ctx.pipeline, self.name)
         ctx.timings_s.setdefault(f"{self.name}.default", 0.0)  # seen in Server-Timing
         return self.default
