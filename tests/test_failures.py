@@ -229,7 +229,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "not listed": {"retry": 3},
     "listed": {"retry": rc.Retry(3, on=(Mine,), **FAST)},
     "a subclass": {"retry": rc.Retry(3, on=(LookupError,), **FAST)},
-    "bounded": {"retry": rc.Retry(NEVER, on=(Mine,), **FAST), "timeout_s": 0.5},
+    "bounded": {"retry": rc.Retry(NEVER, on=(Mine,), **FAST), "timeout_s": 2},
     "client error": {"retry": rc.Retry(3, on=(Mine,), **FAST)},
     "client error, listed": {"retry": rc.Retry(3, on=(rc.HTTPError,), **FAST)},
 }

@@ -12,11 +12,13 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine th
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # num_gpus=0 says nothing of accelerators
 os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112  # seen in a dashboard alone
 os.environ["RAY_SERVE_METRICS_EXPORT_INTERVAL_MS"] = "1000"  # Serve's, in each process
+os.environ["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.2"  # of what a controller looks at, ever again
 
 import ray
 from ray import serve
 from ray._private import node, ray_constants  # noqa: TID251  # nothing public starts less
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 import raycompose as rc
 
@@ -35,6 +37,22 @@ def free_port() -> int:
         port: int = probe.getsockname()[1]
         return port
 
+
+_serialize = RequestRouterConfig._serialize_request_router_cls
+_routers: dict[Any, RequestRouterConfig] = {}
+
+
+def _serialize_once(self: RequestRouterConfig) -> None:
+    """Pickle the class of a router once, rather than for every deployment that is written."""
+    asked = self.request_router_class
+    if asked not in _routers:
+        _serialize(self)
+        _routers[asked] = self
+    self.request_router_class = _routers[asked].request_router_class
+    self.set_serialized_request_router_cls(_routers[asked].get_serialized_request_router_cls())
+
+
+RequestRouterConfig._serialize_request_router_cls = _serialize_once  # type: ignore[method-assign]
 
 FOR_NOBODY = ("start_log_monitor", "start_monitor", "start_api_server")
 """What Ray starts for those who read the driver's output, scale the cluster or look at it."""
