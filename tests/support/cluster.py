@@ -52,7 +52,7 @@ def _serialize_once(self: RequestRouterConfig) -> None:
     self.set_serialized_request_router_cls(_routers[asked].get_serialized_request_router_cls())
 
 
-RequestRouterConfig._serialize_request_router_cls = _serialize_once  # type: ignore[method-assign]
+RequestRouterConfig._serialize_request_router_cls = _serialize_once
 
 FOR_NOBODY = ("start_log_monitor", "start_monitor", "start_api_server")
 """What Ray starts for those who read the driver's output, scale the cluster or look at it."""
