@@ -211,6 +211,11 @@ def test_a_lost_result_says_to_run_the_stage_again(cluster: None) -> None:
 def test_a_cancelled_task_says_that_it_was_cancelled(closed: Any) -> None:
     """``resolve`` of a cancelled task raises TaskCancelledError and says why there is no result."""
     task = gated.remote("x")
-    ray.cancel(task)
+
+    def ended() -> bool:
+        ray.cancel(task)  # again: Ray may lose what comes while the task is about to start
+        return bool(ray.wait([task], timeout=0.2)[0])
+
+    until(ended)
     message = refused(rc.resolve, {"x": task}, TaskCancelledError)
     assert "was cancelled, so it has no result" in message
