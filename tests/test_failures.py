@@ -292,12 +292,12 @@ def client(engine: str, deploy: Deploy, actor: Any) -> rc.Client:
 def post(client: rc.Client, call: dict[str, Any]) -> Any:
     if client.url is None:
         return TestClient(client.asgi).post("/", json=call)
-    return requests.post(client.url, json=call, timeout=20)
+    return requests.post(client.url, json=call, timeout=60)
 
 
 def raised(client: rc.Client, what: str, where: str) -> Exception:
     with pytest.raises(Exception) as caught:  # noqa: PT011  # the caller looks closer
-        client.call({"what": what, "where": where}, timeout_s=20)
+        client.call({"what": what, "where": where}, timeout_s=60)
     error: Exception = caught.value
     assert (rc.failed_stage(error) or "").startswith("culprit"), repr(error)
     notes = [note for note in getattr(error, "__notes__", ()) if "raised in stage" in note]
@@ -470,7 +470,7 @@ def tried(client: rc.Client, policy: str, what: str, failures: int) -> tuple[Any
     """Return the result or the error, and how often the replica was called."""
     call = {"where": policy, "what": what, "failures": failures, "label": next(_labels)}
     try:
-        result = client.call(call, timeout_s=20)
+        result = client.call(call, timeout_s=60)
     except Exception as error:
         result = error
     return result, client.call({**call, "where": "attempts"})
