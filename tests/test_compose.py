@@ -466,3 +466,34 @@ def test_arguments_that_a_constructor_takes() -> None:
         rc.pipeline(serve.deployment(NeedsNothing).bind(1))
     with pytest.raises(rc.CompositionError, match="missing a required argument: 'path'"):
         rc.pipeline(serve.deployment(Needs))
+
+
+def holding(held: Any) -> Any:
+    return lambda x: (held, x)[1]
+
+
+def test_a_stage_that_cannot_be_sent_is_named() -> None:
+    """It works in this process; on its way to a replica the error says which stage holds what."""
+    app = rc.pipeline(Model.bind(), rc.stage(holding(n for n in range(1)), name="locked"))
+    assert rc.local(app).call(2) == rc.local(rc.pipeline(Model.bind())).call(2)
+    with pytest.raises(rc.CompositionError, match=r"'locked' cannot be sent .*generator") as caught:
+        app.bind_front()
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_a_decider_that_cannot_be_sent_is_an_error_of_the_pipeline() -> None:
+    """It is no stage."""
+    app = rc.switch(holding(n for n in range(1)), {1: Model.bind()})
+    with pytest.raises(rc.CompositionError, match="the pipeline cannot be sent to a replica"):
+        app.bind_front()
+
+
+def test_a_stage_of_keyword_arguments_alone_gets_no_plain_value() -> None:
+    """The message names them, and what gives a mapping."""
+
+    def scaled(*, a: int, b: int = 2) -> int:
+        return a * b
+
+    with pytest.raises(rc.CompositionError, match=r"keyword arguments alone \(a, b\)"):
+        rc.pipeline(Model.bind(), scaled)
+    assert rc.local(rc.parallel(a=len, b=len) | rc.pipeline(scaled)).call("xyz") == 9

@@ -325,8 +325,9 @@ def test_reconfigure_is_not_called_without_a_config(engine: rc.Client) -> None:
 @pytest.mark.parametrize("do", ["generator", "inline generator"])
 def test_a_generator_is_no_result(engine: rc.Client, do: str) -> None:
     """A plain method that returns a generator is an error, as Ray Serve has it."""
-    with pytest.raises(TypeError, match="returned a generator"):
+    with pytest.raises(TypeError, match="returned a generator") as caught:
         engine.call({"do": do})
+    assert rc.failed_stage(caught.value) is not None
 
 
 def test_models_are_multiplexed(engine: rc.Client) -> None:

@@ -11,7 +11,8 @@ from raycompose.errors import CompositionError
 from raycompose.graph.annotations import fits, type_name
 from raycompose.graph.branches import Parallel, Pick
 from raycompose.graph.limits import is_count
-from raycompose.graph.nodes import Node, Stage
+from raycompose.graph.nodes import Node, Stage, stages
+from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.wrappers import Wrapping
 
@@ -59,6 +60,31 @@ def _keys_given(node: Node) -> tuple[str, ...] | None:
     return node.keys if type(node) is Parallel else None
 
 
+def seal(root: Node) -> Sealed[Node]:
+    """Return a graph as it is sent to its replica.
+
+    Raises:
+        CompositionError: A stage holds what cannot be pickled.
+    """
+    try:
+        return Sealed(root)
+    except Exception as error:
+        stage = next((s.label for s in stages(root) if not _is_sendable(s.target)), None)
+        what = "the pipeline" if stage is None else f"stage {stage!r}"
+        raise CompositionError(
+            f"{what} cannot be sent to a replica: {error}. Create what it holds where it runs: in "
+            "the function, or in the constructor of a deployment"
+        ) from error
+
+
+def _is_sendable(value: Any) -> bool:
+    try:
+        Sealed(value)
+    except Exception:  # whatever its own pickling raises
+        return False
+    return True
+
+
 def check_takes_one(stage: Stage) -> None:
     """Refuse a stage that cannot be called with one value, where it gets one value.
 
@@ -66,6 +92,13 @@ def check_takes_one(stage: Stage) -> None:
         CompositionError: It has no parameter for the value, or needs more than one.
     """
     needs = stage.signature.beyond_one
+    if needs is None and stage.signature.parameters:
+        names = ", ".join(p.name for p in stage.signature.parameters)
+        raise CompositionError(
+            f"stage {stage.label!r} takes keyword arguments alone ({names}), but gets the value of "
+            "what is before it: give it a mapping of them, as rc.pick and rc.parallel do, or a "
+            "parameter before its '*'"
+        )
     if needs is None:
         raise CompositionError(
             f"stage {stage.label!r} takes no argument, but gets the value of what is before it: "

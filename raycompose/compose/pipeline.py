@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 
 from raycompose import _serve
 from raycompose.compose import fusing
-from raycompose.compose.checks import check_fit
+from raycompose.compose.checks import check_fit, seal
 from raycompose.compose.description import describe
 from raycompose.compose.front import check_options, front, settings
 from raycompose.compose.notation import written
@@ -18,7 +18,6 @@ from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_nod
 from raycompose.errors import CompositionError
 from raycompose.graph.limits import Hedge, Retry
 from raycompose.graph.nodes import Node, named
-from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.signatures import PassBy
 from raycompose.http.ingress import Embedded
@@ -153,7 +152,7 @@ class Pipeline(Composed, Generic[In, Out]):
         """Return the deployment that fronts the pipeline, with the graph bound to it."""
         graph = fusing.joined(self.root)
         deployment = front(graph, self.given)
-        return _serve.deployment_of(deployment.bind(Sealed(graph), self.settings))
+        return _serve.deployment_of(deployment.bind(seal(graph), self.settings))
 
     @property
     def settings(self) -> Settings:

@@ -20,7 +20,7 @@ from raycompose.flow.streams import Stream
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 _END = object()
-_GENERATORS = (GeneratorType, AsyncGeneratorType)
+GENERATORS = (GeneratorType, AsyncGeneratorType)
 
 
 async def call_function(
@@ -85,17 +85,12 @@ async def iterate_function(
         await close_streams(args)
 
 
-def refuse_generator(result: Any, name: str) -> None:
-    """Refuse a generator in the place of a result: nobody has said that it is a stream.
-
-    Raises:
-        TypeError: It is one, sync or async.
-    """
-    if isinstance(result, _GENERATORS):
-        raise TypeError(
-            f"{name!r} returned a generator, but is not written as one: compose it with "
-            "rc.stage(..., stream=True), or yield the items in it"
-        )
+def returned_generator(name: str) -> TypeError:
+    """Return the error of a generator in the place of a result: nobody has said that it streams."""
+    return TypeError(
+        f"{name!r} returned a generator, but is not written as one: compose it with "
+        "rc.stage(..., stream=True), or yield the items in it"
+    )
 
 
 def without_signals(function: Any) -> Any:

@@ -22,11 +22,12 @@ from raycompose.flow.failures import users_error
 from raycompose.flow.request import settled
 from raycompose.flow.weights import HEAVY_BYTES
 from raycompose.graph.calling import (
+    GENERATORS,
     Args,
     Kwargs,
     call_function,
     iterate_function,
-    refuse_generator,
+    returned_generator,
 )
 from raycompose.graph.context import Context
 from raycompose.graph.hosting import Host, HostedDeployment, Place
@@ -293,7 +294,8 @@ class Running(Target):
                 result = await call_function(function, args, kwargs, on_loop=on_loop)
         finally:  # not when its future is cancelled: its own ``finally`` has yet to run then
             self.host.release()
-        refuse_generator(result, self.method)
+        if isinstance(result, GENERATORS):
+            raise returned_generator(self.method)
         return settled(result, args)
 
     @override

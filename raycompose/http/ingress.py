@@ -16,14 +16,14 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from raycompose import _serve
-from raycompose.errors import HTTPError, RayComposeError
+from raycompose.errors import HTTPError, RayComposeError, mark
 from raycompose.flow.arguments import pack
 from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
 from raycompose.flow.request import Request, plain
 from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Each
-from raycompose.graph.calling import refuse_generator
+from raycompose.graph.calling import GENERATORS, returned_generator
 from raycompose.graph.context import Context
 from raycompose.graph.deadlines import run_before
 from raycompose.graph.nodes import Node, stages
@@ -323,7 +323,9 @@ async def run(root: Node, value: Any, ctx: Context, deadline: Deadline | None = 
             result = await root.run(value, ctx)
         else:
             result = await run_before(deadline, partial(root.run, value, ctx))
-        refuse_generator(result, ctx.pipeline)
+        if isinstance(result, GENERATORS):
+            name = root.exits[0].name if len(root.exits) == 1 else ctx.pipeline
+            raise mark(returned_generator(name), name, ctx.request_id)
         return ctx.given_to(result) if root.starts_beside else result
     except BaseException as error:
         ctx.count_failure(error)
