@@ -273,8 +273,9 @@ class Caller:
 
     async def a_wait_that_ends(self) -> Any:
         """The wait for a response is not the call: that goes on, and can be awaited again."""
-        response = self.callee.slowly.remote("late", 0.5)
-        return [await raised(asyncio.wait_for(response, 0.05)), await raised(response)]
+        response = self.callee.slowly.remote("late", 2)
+        # Ray drops a call whose wait ends before the call was given to a replica.
+        return [await raised(asyncio.wait_for(response, 1)), await raised(response)]
 
     async def out_of_band(self) -> Any:
         return await self.background
