@@ -69,7 +69,6 @@ class Ingress:
         first, signature = _leading(root), root.first.signature if root.first else None
         self._decode = Decoder(signature, settings.max_body_bytes, isinstance(first, Each))
         self._any_path = any(stage.signature.takes == "request" for stage in stages(root))
-        self._exits = tuple(stage.name for stage in root.exits)
         if _serve.in_replica():
             _serve.receive_any_size()
         self._graph = open_graph(root, _serve.own_user_config())
@@ -123,7 +122,7 @@ class Ingress:
         try:
             result = await run(self._graph.root, pack(args, kwargs), ctx, deadline)
             if isinstance(result, Application):
-                refuse_application(result, self._giver(ctx))
+                refuse_application(result, _giver(self._graph.root, ctx))
         except Exception as error:
             raise (sendable(error) if self._in_replica else error) from error.__cause__
         return result
@@ -138,7 +137,7 @@ class Ingress:
         debug = self._settings.debug
 
         def report(error: Exception) -> dict[str, Any]:
-            return problem(error, ctx, self._giver(ctx), debug=debug)
+            return problem(error, ctx, _giver(self._graph.root, ctx), debug=debug)
 
         def broken(error: Exception) -> dict[str, Any]:
             details = report(error)  # which may name the stage
@@ -167,11 +166,6 @@ class Ingress:
         except Exception as error:
             response = error_response(error, broken)
         return add_timing(response, ctx)
-
-    def _giver(self, ctx: Context) -> str | None:
-        """The stage that gave the result, where that is clear."""
-        ran = [name for name in self._exits if name in ctx.timings_s] or self._exits
-        return ran[0] if len(ran) == 1 else None
 
     def _check_path(self, scope: Scope) -> None:
         """Refuse a path below the pipeline's, unless a stage takes the request, to look at it."""
@@ -316,6 +310,13 @@ def _unsealed(sealed: Sealed[Node], timeout_s: float | None) -> "Embedded[Any, A
     return embedded
 
 
+def _giver(root: Node, ctx: Context) -> str | None:
+    """The stage that gave the result, where that is clear."""
+    exits = [stage.name for stage in root.exits]
+    ran = [name for name in exits if name in ctx.timings_s] or exits
+    return ran[0] if len(ran) == 1 else None
+
+
 async def run(root: Node, value: Any, ctx: Context, deadline: Deadline | None = None) -> Any:
     """Run a graph for one request; what was started beside it is cancelled if it fails."""
     try:
@@ -324,8 +325,9 @@ async def run(root: Node, value: Any, ctx: Context, deadline: Deadline | None = 
         else:
             result = await run_before(deadline, partial(root.run, value, ctx))
         if isinstance(result, GENERATORS):
-            name = root.exits[0].name if len(root.exits) == 1 else ctx.pipeline
-            raise mark(returned_generator(name), name, ctx.request_id)
+            giver = _giver(root, ctx)
+            error = returned_generator(giver or ctx.pipeline)
+            raise mark(error, giver, ctx.request_id) if giver else error
         return ctx.given_to(result) if root.starts_beside else result
     except BaseException as error:
         ctx.count_failure(error)

@@ -10,9 +10,10 @@ from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # no token to set up on the machine that tests
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # num_gpus=0 says nothing of accelerators
-os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112  # seen in a dashboard alone
-os.environ["RAY_SERVE_METRICS_EXPORT_INTERVAL_MS"] = "1000"  # Serve's, in each process
-os.environ["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.2"  # of what a controller looks at, ever again
+# What a dashboard shows, Serve's metrics, and how often a controller looks: less than Ray does.
+os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112  # Ray's spelling
+os.environ["RAY_SERVE_METRICS_EXPORT_INTERVAL_MS"] = "1000"
+os.environ["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.2"
 
 import ray
 from ray import serve
