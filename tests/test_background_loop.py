@@ -23,11 +23,11 @@ def test_the_background_loop_is_made_once() -> None:
     """Threads that need it first at the same time share it."""
     program = """
 import threading
-from raycompose.flow import concurrency, promises
+from raycompose.flow import background, promises
 barrier, loops = threading.Barrier(16), []
 def first():
     barrier.wait()
-    loops.append(concurrency.loop())
+    loops.append(background.loop())
 threads = [threading.Thread(target=first) for _ in range(16)]
 [t.start() for t in threads]; [t.join() for t in threads]
 print(len(set(map(id, loops))), sum(t.name == "raycompose-loop" for t in threading.enumerate()))

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from support.waiting import until
 
 import raycompose as rc
-from raycompose.flow import concurrency
+from raycompose.flow import background
 
 TIMEOUT_S = 20
 SIGNALS = (SystemExit(3), KeyboardInterrupt(), GeneratorExit())
@@ -139,15 +139,15 @@ def test_a_background_task_that_exits_leaves_the_loop_running() -> None:
 
 def test_the_loop_outlives_what_runs_on_it() -> None:
     """A callback or a task on the background loop that raises a signal does not end it."""
-    background = concurrency.loop()
-    background.call_soon_threadsafe(raising(KeyboardInterrupt()))
+    loop = background.loop()
+    loop.call_soon_threadsafe(raising(KeyboardInterrupt()))
 
     async def exits() -> None:
         sys.exit(3)
 
     with pytest.raises(RuntimeError, match=r"sys\.exit\(3\)"):
-        concurrency.wait(exits())
-    assert concurrency.wait(asyncio.sleep(0, 5)) == 5
+        background.wait(exits())
+    assert background.wait(asyncio.sleep(0, 5)) == 5
 
 
 def test_an_interrupt_of_the_main_thread_ends_a_blocking_call() -> None:

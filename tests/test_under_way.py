@@ -16,7 +16,7 @@ from support import pickle_by_value
 from support.waiting import PATIENCE_S, until
 
 import raycompose as rc
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.graph.context import Context
 
 pickle_by_value(__name__)
@@ -138,7 +138,7 @@ def test_each_makes_tasks_for_what_is_under_way_alone() -> None:
     async def tasks() -> set[asyncio.Task[Any]]:
         return asyncio.all_tasks()
 
-    others = concurrency.wait(tasks())  # of tests before this one, which may still be ending
+    others = background.wait(tasks())  # of tests before this one, which may still be ending
 
     async def item(x: int) -> int:
         nonlocal most

@@ -22,7 +22,7 @@ from raycompose.client import fast as settings
 from raycompose.client.mapping import Calls
 from raycompose.client.session import session
 from raycompose.errors import RayComposeError, failed_stage
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.flow.calls import items_of, result_of
 from raycompose.flow.concurrency import DeadlinePassed, Pulls, before, pulled, within
 from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
@@ -78,11 +78,11 @@ class Client(ABC):
             TimeoutError: There was no result in time; ``rc.failed_stage`` names the stage that ran.
             Exception: What a stage raised, as the user's own type; ``rc.failed_stage`` names it.
         """
-        return concurrency.wait(self._call(args, kwargs, timeout_s))
+        return background.wait(self._call(args, kwargs, timeout_s))
 
     async def acall(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """Call the pipeline and await its result; see ``call``."""
-        return await concurrency.result_of(concurrency.submit(self._call(args, kwargs, timeout_s)))
+        return await background.result_of(background.submit(self._call(args, kwargs, timeout_s)))
 
     def stream(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Iterator[Any]:
         """Call a pipeline that streams and yield its items as they come.
@@ -94,12 +94,12 @@ class Client(ABC):
         try:
             while True:
                 try:
-                    item = concurrency.wait(items.next())
+                    item = background.wait(items.next())
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
-            concurrency.finish(items.aclose(), None)
+            background.finish(items.aclose(), None)
 
     async def astream(
         self, *args: Any, timeout_s: float | None = None, **kwargs: Any
@@ -109,12 +109,12 @@ class Client(ABC):
         try:
             while True:
                 try:
-                    item = await concurrency.result_of(concurrency.submit(items.next()))
+                    item = await background.result_of(background.submit(items.next()))
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
-            await concurrency.result_of(concurrency.submit(items.aclose()))
+            await background.result_of(background.submit(items.aclose()))
 
     def map(
         self,
@@ -140,7 +140,7 @@ class Client(ABC):
         """
         calls = Calls(self._once, list(inputs), max_concurrency, return_exceptions)
         if not progress:
-            return concurrency.wait(calls.run())
+            return background.wait(calls.run())
         return calls.watched()
 
     async def amap(
@@ -154,7 +154,7 @@ class Client(ABC):
         """Call the pipeline with each input and await the results in order; see ``map``."""
         calls = Calls(self._once, list(inputs), max_concurrency, return_exceptions)
         if not progress:
-            return await concurrency.result_of(concurrency.submit(calls.run()))
+            return await background.result_of(background.submit(calls.run()))
         return await calls.awatched()
 
     def _once(self, value: Any) -> Coroutine[Any, Any, Any]:

@@ -19,7 +19,7 @@ from raycompose.compose.applications import with_stand_ins
 from raycompose.compose.checks import check_constructor
 from raycompose.compose.pipeline import Pipeline, pipeline
 from raycompose.errors import RayComposeError
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.flow.concurrency import cancel
 from raycompose.flow.deadlines import Deadline
 from raycompose.flow.streams import Stream
@@ -65,11 +65,11 @@ def local(app: Application, *, apps: Mapping[str, Any] | None = None) -> "LocalC
                 "apps= is for a pipeline's rc.app(...), but this is a FastAPI app"
             )
         check_constructor(app)
-        fastapi = concurrency.wait(_open_fastapi(app))
+        fastapi = background.wait(_open_fastapi(app))
         return LocalClient(fastapi.name, fastapi)
     whole: Pipeline[Any, Any] = app if isinstance(app, Pipeline) else pipeline(app)
     root = with_stand_ins(whole.root, apps or {})
-    return LocalClient(repr(whole), concurrency.wait(_open(root, whole.settings)))
+    return LocalClient(repr(whole), background.wait(_open(root, whole.settings)))
 
 
 def _is_fastapi(app: Any) -> bool:
@@ -120,14 +120,14 @@ class LocalClient(Client):
     def close(self) -> None:
         """Tear down the stages, as Ray Serve does when it stops a replica: ``__del__`` runs."""
         if self._end.detach() is not None:
-            concurrency.wait(self._ingress.close())
+            background.wait(self._ingress.close())
 
     def __repr__(self) -> str:
         return f"Client({self._name}, local)"
 
 
 def _end(served: "Ingress | FastAPIApp") -> None:
-    concurrency.finish(served.close(), None)
+    background.finish(served.close(), None)
 
 
 class FastAPIApp:
@@ -242,7 +242,7 @@ class _ASGIBridge:
             response = await self._ingress.http(Request(scope, receive_there))
             await response(scope, receive_there, send_there)
 
-        answering = asyncio.wrap_future(concurrency.submit(answer()))
+        answering = asyncio.wrap_future(background.submit(answer()))
         listening = asyncio.ensure_future(_receive_all(receive, received))
         try:
             await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)

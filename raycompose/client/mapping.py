@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raycompose.errors import add_note
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.flow.concurrency import map_bounded
 from raycompose.graph.limits import is_count
 
@@ -59,8 +59,8 @@ class Calls:
 
     def watched(self) -> list[Any]:
         """Block until all are done, with a bar."""
-        concurrency.wait(asyncio.sleep(0))  # refuses to wait on the background loop itself
-        future = concurrency.submit(self.run())
+        background.wait(asyncio.sleep(0))  # refuses to wait on the background loop itself
+        future = background.submit(self.run())
         try:
             with _bar(len(self._inputs)) as show:
                 while not future.done():
@@ -74,7 +74,7 @@ class Calls:
 
     async def awatched(self) -> list[Any]:
         """Await them all, with a bar."""
-        future = asyncio.ensure_future(concurrency.result_of(concurrency.submit(self.run())))
+        future = asyncio.ensure_future(background.result_of(background.submit(self.run())))
         try:
             with _bar(len(self._inputs)) as show:
                 while not future.done():

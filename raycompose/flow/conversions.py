@@ -10,7 +10,7 @@ from ray import ObjectRef
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from raycompose import _serve
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.flow.failures import users_error
 from raycompose.flow.promises import promise
 from raycompose.flow.references import Ref
@@ -195,7 +195,7 @@ async def _reference(response: Any) -> Any:
         known = await _serve.object_ref(response)
         if known is None:
             # A replica's router may live on its own loop; elsewhere the caller's may end first.
-            begin = concurrency.start if _serve.in_replica() else concurrency.submit
+            begin = background.start if _serve.in_replica() else background.submit
             pending = begin(_value(response))
             known = promise(pending) if ray.is_initialized() else Ref(pending)
         _known[response] = known
@@ -237,5 +237,5 @@ def _refused(value: Any, call: str) -> TypeError:
 
 def _blocking(function: Callable[[Any], Any], argument: Any) -> Any:
     name = function.__name__
-    concurrency.refuse_on_loop(f"rc.{name}_sync()", f"'await rc.{name}(...)'")
-    return concurrency.wait(function(argument))
+    background.refuse_on_loop(f"rc.{name}_sync()", f"'await rc.{name}(...)'")
+    return background.wait(function(argument))

@@ -16,7 +16,7 @@ from ray import ObjectRef
 from ray.exceptions import RayActorError, TaskCancelledError
 
 from raycompose.errors import RayComposeError
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.flow.failures import sendable, users_error
 
 _UNCLAIMED_S = 60.0
@@ -102,7 +102,7 @@ def promise(pending: "concurrent.futures.Future[Any]") -> "ObjectRef[Any]":
         if (failure := sent.exception()) is not None and not isinstance(failure, RayActorError):
             # From another thread: this one is Ray's own, and must not wait.
             unreadable = _Boxed(error=_unreadable(failure))
-            concurrency.loop().call_soon_threadsafe(actor.settle.remote, key, unreadable)
+            background.loop().call_soon_threadsafe(actor.settle.remote, key, unreadable)
 
     pending.add_done_callback(settle)
     return ref

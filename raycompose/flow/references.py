@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError
 
 from raycompose import _serve
 from raycompose.errors import RayComposeError, failed_stage, mark
-from raycompose.flow.concurrency import refuse_on_loop, settled, shared_result
+from raycompose.flow.background import refuse_on_loop, settled, shared_result
 from raycompose.flow.deadlines import note_interrupted
 from raycompose.flow.failures import users_error
 from raycompose.flow.promises import promise

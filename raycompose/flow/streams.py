@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from raycompose.errors import RayComposeError
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.flow.concurrency import Pulls, cancel, next_of
 
 T = TypeVar("T")
@@ -134,14 +134,14 @@ class Stream(Generic[T]):
         try:
             while True:
                 try:
-                    item = concurrency.wait(self._pulls.next(), self._loop)
+                    item = background.wait(self._pulls.next(), self._loop)
                 except StopAsyncIteration:
                     if self._closing is not None:  # stopped, which is not an end to go on from
                         raise CancelledError from None
                     return
                 yield item
         finally:
-            concurrency.finish(self.aclose(), self._loop)
+            background.finish(self.aclose(), self._loop)
 
     async def aclose(self) -> None:
         """Stop: cancel whatever still produces items. Safe to call at any time, and twice."""

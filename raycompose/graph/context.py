@@ -15,7 +15,7 @@ from ray.serve.exceptions import RequestCancelledError
 
 from raycompose import _serve
 from raycompose.errors import failed_stage, mark
-from raycompose.flow import concurrency
+from raycompose.flow import background
 from raycompose.flow.deadlines import note_interrupted
 from raycompose.flow.streams import Stream
 from raycompose.graph import metrics
@@ -48,7 +48,7 @@ class Context:
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Run a coroutine beside the request; it is cancelled when the scope fails."""
-        future = concurrency.start(coroutine)
+        future = background.start(coroutine)
         self.on_failure(future.cancel)
         return future
 
