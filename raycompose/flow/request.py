@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from typing import Any
 
 import starlette.requests
@@ -23,6 +23,11 @@ _SENDABLE = ("type", "method", "path", "root_path", "query_string", "headers", "
              "scheme", "server", "client", "path_params", "asgi")  # fmt: skip
 
 
+def sendable(scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what can be sent on of an ASGI scope."""
+    return {key: scope[key] for key in _SENDABLE if key in scope}
+
+
 class Request(starlette.requests.Request):
     """The HTTP request, as a stage receives it, in whichever replica it runs.
 
@@ -39,9 +44,8 @@ class Request(starlette.requests.Request):
     def __init__(
         self, scope: Mapping[str, Any], body: bytes, receive: Receive | None = None
     ) -> None:
-        kept: MutableMapping[str, Any] = {k: scope[k] for k in _SENDABLE if k in scope}
-        scope = {"type": "http", "headers": [], "query_string": b"", **kept}
-        super().__init__(scope, receive or _nothing)
+        whole = {"type": "http", "headers": [], "query_string": b"", **sendable(scope)}
+        super().__init__(whole, receive or _nothing)
         self._body = body
         self.unawaited: set[int] = set()
         """The ids of what ``json()`` gave and nobody has awaited."""

@@ -17,6 +17,7 @@ from raycompose import _serve
 from raycompose.errors import failed_stage, mark
 from raycompose.flow import background
 from raycompose.flow.deadlines import note_interrupted
+from raycompose.flow.request import sendable
 from raycompose.flow.streams import Stream
 from raycompose.graph import metrics
 from raycompose.graph.engines import Engine
@@ -31,7 +32,7 @@ class Context:
         request_id: Ray Serve's id of the request.
         multiplexed_model_id: Passed on to every stage; Ray Serve itself drops it at each hop.
         session_id: The same, for Ray's routers that keep a session on its replica.
-        http_scope: The ASGI scope of the HTTP request, reduced to what can be sent on.
+        http_scope: The ASGI scope of the HTTP request.
         engine: What runs the graph.
         timings_s: Seconds spent in each stage, summed over its calls.
         undo: What cancels what was started beside the scope.
@@ -107,7 +108,8 @@ class Context:
 
     def __reduce__(self) -> tuple[Any, ...]:
         ids = (self.pipeline, self.request_id, self.multiplexed_model_id, self.session_id)
-        return Context, (*ids, self.http_scope, self.engine)
+        scope = self.http_scope and sendable(self.http_scope)
+        return Context, (*ids, scope, self.engine)
 
 
 async def _held(stream: Stream[Any], scope: Context) -> AsyncGenerator[Any, None]:

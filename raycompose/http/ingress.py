@@ -20,7 +20,7 @@ from raycompose.errors import HTTPError, RayComposeError, mark
 from raycompose.flow.arguments import pack
 from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
-from raycompose.flow.request import Request, plain
+from raycompose.flow.request import plain
 from raycompose.flow.streams import Stream
 from raycompose.graph.branches import Each
 from raycompose.graph.calling import GENERATORS, returned_generator
@@ -153,7 +153,7 @@ class Ingress:
                 if deadline is None
                 else run_before(deadline, partial(self._decode, request))
             )
-            ctx.http_scope = Request(request.scope, b"").scope
+            ctx.http_scope = request.scope
             result = await run(self._graph.root, value, ctx, deadline)
         except Exception as error:
             return add_timing(error_response(error, report), ctx)
