@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ray import serve
 from raycompose_cli.commands import app
+from support.cluster import hide_ray
 from typer.testing import CliRunner, Result
 
 from raycompose.client.cluster import cpus_needed
@@ -322,7 +323,7 @@ def test_a_run_that_cannot_start_is_one_line(
     arguments: tuple[str, ...], status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Ray is started."""
-    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have started it
+    hide_ray(monkeypatch)  # other tests may have started it
     done = typed("run", "four:app", "--app-dir", str(APPS), *arguments)
     assert done.exit_code == status, done.output
     assert message in " ".join(done.output.split())

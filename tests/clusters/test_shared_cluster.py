@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import requests
-from support.cluster import free_port
+from support.cluster import free_port, hide_ray
 
 import raycompose as rc
 from raycompose.client import cluster as clusters
@@ -216,6 +216,6 @@ def test_what_a_crashed_ray_left_behind_is_not_waited_for(
     assert clusters.cluster_to_join(None) is None
     assert time.monotonic() - began < 5
     assert f"{gone}, is gone" in caplog.text
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    hide_ray(monkeypatch)
     with pytest.raises(ConnectionError, match="no Ray cluster at"):
         rc.connect()

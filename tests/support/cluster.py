@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def start_serve(**options: Any) -> None:
     """Start Serve on a free port, with its log kept out of the output."""
     serve.start(http_options={"port": free_port()}, **options)
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+
+
+def hide_ray(monkeypatch: Any) -> None:
+    """Have this thread find no Ray that runs; others may be ending applications on it."""
+    here, is_initialized = threading.current_thread(), ray.is_initialized
+    monkeypatch.setattr(
+        "ray.is_initialized", lambda: threading.current_thread() is not here and is_initialized()
+    )
 
 
 ENGINES = ("local", "fused", "distributed")
