@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from types import MemberDescriptorType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import (
@@ -71,6 +71,20 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
 
 TRANSIENT: tuple[type[Exception], ...] = (BackPressureError, *UNAVAILABLE)
 """Faults that are safe to try again, elsewhere or later."""
+
+
+class Hinting:
+    """Its ``AttributeError`` for what users try in vain says what to do instead."""
+
+    INSTEAD: ClassVar[Mapping[str, str]] = {}
+
+    if not TYPE_CHECKING:  # it gives no attribute, whatever a type checker makes of it
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if hint := self.INSTEAD.get(name):
+                message += f": {hint}"
+            raise AttributeError(message, name=name, obj=self)
 
 
 class CompositionError(RayComposeError):

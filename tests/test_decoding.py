@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from support.first_stages import pair, variadic
-from support.local_http import CURL, ECHO, http, kind_and_value, problem
+from support.local_http import CURL, ECHO, JSON, http, kind_and_value, problem
 
 import raycompose as rc
 
@@ -205,6 +205,15 @@ def test_wrong_arguments_are_a_422_that_names_them(body: Any, named: str) -> Non
     """Missing, unknown and invalid arguments answer 422 and say which."""
     details = problem(http(pair).post("/", json=body), 422)
     assert named in details["detail"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/xml"])
+def test_what_does_not_fit_says_that_it_was_not_sent_as_json(kind: str) -> None:
+    """The usual reason is a forgotten content type."""
+    client, body = http(pair), '"text"'
+    details = problem(client.post("/", content=body, headers={"content-type": kind}), 422)
+    assert f"was sent as {kind}; JSON is sent as application/json" in details["detail"]
+    assert "sent as" not in problem(client.post("/", content=body, headers=JSON), 422)["detail"]
 
 
 @pytest.mark.parametrize("key", ["self", "cls", "__class__", "args", "kwargs", "value", "ctx", ""])

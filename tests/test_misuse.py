@@ -96,6 +96,31 @@ def test_an_object_for_several_parameters(adding: Any) -> None:
         assert rc.failed_stage(caught.value) == "total"
 
 
+@pytest.mark.parametrize(
+    ("made", "tried", "instead"),
+    [
+        (lambda: rc.pipeline(total), "remote", "client = rc.run(app)"),
+        (lambda: rc.pipeline(total), "call", "client = rc.local(app)"),
+        (lambda: rc.pipeline(total).embed(), "remote", "'await pipeline(x)'"),
+        (lambda: rc.local(rc.pipeline(total)), "remote", "await acall(...)"),
+    ],
+)
+def test_what_is_like_a_handle_and_is_none(made: Any, tried: str, instead: str) -> None:
+    """A habit from handles is told what to do; any other name is Python's plain error."""
+    with pytest.raises(AttributeError, match=f"no attribute '{tried}': ") as caught:
+        getattr(made(), tried)
+    assert instead in str(caught.value)
+    assert not hasattr(made(), tried)
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        made().nothing  # noqa: B018
+
+
+def test_the_class_of_pipelines_is_no_constructor() -> None:
+    """``rc.Pipeline(...)`` says how pipelines are made."""
+    with pytest.raises(TypeError, match=r"made by rc\.pipeline\(\.\.\.\)"):
+        rc.Pipeline(total)  # type: ignore[arg-type]
+
+
 def test_a_closed_client(opened: Any) -> None:
     """It says that it is closed, and closing it again does nothing."""
     client = opened(rc.pipeline(total))

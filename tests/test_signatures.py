@@ -24,6 +24,7 @@ import pydantic
 import pytest
 import ray
 import starlette.requests
+from fastapi import Depends, Query
 from ray import ObjectRef, serve
 
 import raycompose as rc
@@ -143,6 +144,21 @@ def test_a_bare_object_ref_is_refused(annotation: Any) -> None:
     """A bare ObjectRef cannot work, however it is spelled; the message says rc.Ref[T]."""
     with pytest.raises(rc.CompositionError, match=r"rc\.Ref\[T\]"):
         describe(of(annotation))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default"),
+    [(Annotated[int, Depends(int)], 1), (int, Depends(int)), (int, Query(1))],
+)
+def test_what_fastapi_would_fill_in_is_refused(annotation: Any, default: Any) -> None:
+    """A stage would be given FastAPI's marker in the place of a value."""
+
+    def stage(x: int, filled: Any = default) -> int:
+        return x
+
+    stage.__annotations__["filled"] = annotation
+    with pytest.raises(rc.CompositionError, match=r"'filled' is FastAPI's .*app\.embed\(\)"):
+        rc.stage(stage)
 
 
 @pytest.mark.parametrize("pass_by", ["value", "reference", "stream", "request"])

@@ -21,7 +21,7 @@ from raycompose.client import cluster
 from raycompose.client import fast as settings
 from raycompose.client.mapping import Calls
 from raycompose.client.session import session
-from raycompose.errors import RayComposeError, failed_stage
+from raycompose.errors import Hinting, RayComposeError, failed_stage
 from raycompose.flow import background
 from raycompose.flow.calls import items_of, result_of
 from raycompose.flow.concurrency import DeadlinePassed, Pulls, before, pulled, within
@@ -33,12 +33,18 @@ _CALL = Ingress.raycompose_call.__name__
 _STREAM = Ingress.raycompose_stream.__name__
 
 
-class Client(ABC):
+class Client(Hinting, ABC):
     """Calls a running pipeline. A context manager that ends what it started.
 
     The blocking methods work everywhere, inside a running event loop (Jupyter) too, where Ray's
     ``.result()`` raises.
     """
+
+    INSTEAD = dict.fromkeys(
+        ("remote", "result"),
+        "call(...) returns the result, await acall(...) does so on an event loop; a deployed "
+        "pipeline's client.handle.remote(...) is Ray Serve's",
+    )
 
     @abstractmethod
     async def _call(

@@ -15,7 +15,7 @@ from raycompose.compose.notation import written
 from raycompose.compose.picture import Graph
 from raycompose.compose.places import placed
 from raycompose.compose.stages import ACCEPTED, Composed, StageOptions, make_node
-from raycompose.errors import CompositionError
+from raycompose.errors import CompositionError, Hinting
 from raycompose.graph.limits import Hedge, Retry
 from raycompose.graph.nodes import Node, named
 from raycompose.graph.sequences import Sequence
@@ -35,7 +35,7 @@ _Sync: TypeAlias = Callable[[A], B]
 _Async: TypeAlias = Callable[[A], Coroutine[Any, Any, B]]
 
 
-class Pipeline(Composed, Generic[In, Out]):
+class Pipeline(Composed, Hinting, Generic[In, Out]):
     """Stages composed into one Ray Serve application. Immutable.
 
     A pipeline **is** a ``ray.serve.Application``: give it to ``serve.run``, ``serve build``,
@@ -45,7 +45,17 @@ class Pipeline(Composed, Generic[In, Out]):
     Pipelines are made by ``rc.pipeline``, ``.then``, ``|`` and the combinators.
     """
 
+    INSTEAD = dict.fromkeys(
+        ("acall", "asgi", "astream", "call", "map", "remote", "run", "stream", "url"),
+        "a pipeline is a description of what can run; deploy it with client = rc.run(app), or run "
+        "it here with client = rc.local(app), and use client.call(...)",
+    )
+
     def __init__(self, root: Node, options: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(root, Node):
+            raise TypeError(
+                "pipelines are made by rc.pipeline(...), .then(...) and the combinators"
+            )
         super().__init__(placed(named(root)), options or {})
 
     @overload

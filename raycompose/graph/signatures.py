@@ -177,7 +177,8 @@ def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signat
         skip_self: Leave the first parameter out.
 
     Raises:
-        CompositionError: The first parameter is a bare ``ObjectRef``, which Ray cannot deliver.
+        CompositionError: The first parameter is a bare ``ObjectRef``, which Ray cannot deliver, or
+            one is for FastAPI to fill in.
     """
     streams, batched = is_generator(function), _serve.is_batched(function)
     try:
@@ -194,6 +195,8 @@ def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signat
         p.replace(annotation=resolved(p.annotation))
         for p in list(signature.parameters.values())[skip_self:]
     )
+    for parameter in parameters:
+        _refuse_injected(parameter)
     result = resolved(signature.return_annotation)
     first = parameters[0] if parameters else None
     nothing: tuple[PassBy, bool, Any] = ("value", False, UNKNOWN)
@@ -216,6 +219,17 @@ def describe(function: Callable[..., Any], *, skip_self: bool = False) -> Signat
         result=result,
         batched=batched,
     )
+
+
+def _refuse_injected(parameter: inspect.Parameter) -> None:
+    """Refuse what only FastAPI fills in: the stage would be given the marker itself."""
+    for marker in (parameter.default, *getattr(parameter.annotation, "__metadata__", ())):
+        if type(marker).__module__ == "fastapi.params":
+            raise CompositionError(
+                f"parameter {parameter.name!r} is FastAPI's {type(marker).__name__}(...), which "
+                "FastAPI fills in for its own routes alone. Take what the stage needs as its input "
+                "(or rc.Request), or call the pipeline from a route: see app.embed()."
+            )
 
 
 def is_generator(function: Callable[..., Any]) -> bool:

@@ -81,7 +81,14 @@ class Decoder:
             raise HTTPError(422, "the pipeline takes one value: send a body or query parameters")
         if self.takes_list and not isinstance(value, list):
             raise HTTPError(422, f"the pipeline takes a list, but was sent {_called(value)}")
-        return self._arguments(value)
+        try:
+            return self._arguments(value)
+        except HTTPError as error:
+            sent = _content_type(request)
+            if not isinstance(value, str | bytes) or not body or _is_json(sent):
+                raise
+            hint = f"the body was sent as {sent or 'text'}; JSON is sent as application/json"
+            raise HTTPError(error.status, f"{error.detail} ({hint})") from error.__cause__
 
     async def _read(self, request: StarletteRequest) -> bytes:
         chunks, size = [], 0
@@ -226,8 +233,8 @@ async def _decode(request: StarletteRequest, body: bytes) -> Any:
     """Return the body's value; the query parameters when there is no body."""
     if not body:
         return _Fields.of(request.query_params.multi_items()) or _NOTHING
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "application/json" or kind.endswith("+json"):
+    kind = _content_type(request)
+    if _is_json(kind):
         return parse_json(body)
     if kind == "application/x-www-form-urlencoded":  # what curl -d sends, whatever it sends
         return _json_or(body, _form if b"=" in body else lambda b: _text(b, request))
@@ -238,6 +245,14 @@ async def _decode(request: StarletteRequest, body: bytes) -> Any:
     if kind == "multipart/form-data":
         return await _multipart(Request(request.scope, body))
     return body
+
+
+def _content_type(request: StarletteRequest) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type == "application/json" or content_type.endswith("+json")
 
 
 def _json_or(body: bytes, otherwise: Callable[[bytes], Any]) -> Any:

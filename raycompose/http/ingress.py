@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from raycompose import _serve
-from raycompose.errors import HTTPError, RayComposeError, mark
+from raycompose.errors import Hinting, HTTPError, RayComposeError, mark
 from raycompose.flow.arguments import pack
 from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
@@ -223,7 +223,7 @@ embedded_deadline: ContextVar[Deadline | None] = ContextVar(
 """The deadline of the request that calls pipelines, where the edge has read it."""
 
 
-class Embedded(Generic[In, Out]):
+class Embedded(Hinting, Generic[In, Out]):
     """A pipeline as a callable inside your own deployment, made by ``app.embed()``.
 
     ``await embedded(x)`` returns the result; ``async for item in embedded.stream(x)`` the items of
@@ -234,6 +234,11 @@ class Embedded(Generic[In, Out]):
         root: The graph.
         timeout_s: Seconds that a call may take, or ``None``.
     """
+
+    INSTEAD = dict.fromkeys(
+        ("acall", "astream", "call", "remote"),
+        "use 'await pipeline(x)', or 'async for item in pipeline.stream(x)' where it streams",
+    )
 
     def __init__(self, root: Node, timeout_s: float | None = None) -> None:
         self._root = root
