@@ -12,38 +12,20 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
-    Mapping,
-    Sequence,
 )
-from decimal import Decimal
-from typing import Annotated, Any, List, Optional, Protocol, TypeVar, Union  # noqa: UP035  # tested
-from unittest.mock import MagicMock
+from typing import Annotated, Any, List, Optional, Union  # noqa: UP035  # tested
 
-import numpy as np
 import pydantic
 import pytest
 import ray
 import starlette.requests
 from fastapi import Depends, Query
 from ray import ObjectRef, serve
+from support.annotated import Item, listed, numbers, text
 
 import raycompose as rc
-from raycompose.graph.annotations import UNKNOWN, fits, type_name
+from raycompose.graph.annotations import UNKNOWN
 from raycompose.graph.signatures import describe, is_async, is_generator
-
-T = TypeVar("T")
-
-
-class Item(pydantic.BaseModel):
-    n: int
-
-
-class Movie(typing.TypedDict):
-    title: str
-
-
-class HasLen(Protocol):
-    def __len__(self) -> int: ...
 
 
 def of(annotation: Any) -> Callable[[Any], Any]:
@@ -103,9 +85,9 @@ def test_iterators_take_the_stream_when_there_is_one(annotation: Any) -> None:
     """An iterator parameter takes a stream whole; when upstream gives a value, it is the value."""
     function = of(annotation)
     function.__name__ = "taker"
-    behind_stream = rc.pipeline(_numbers, function)
+    behind_stream = rc.pipeline(numbers, function)
     assert behind_stream.root.children[1].takes_stream
-    rc.pipeline(_list, function)
+    rc.pipeline(listed, function)
 
 
 def test_a_parameter_named_request_takes_the_request() -> None:
@@ -386,7 +368,7 @@ def test_a_batched_method_is_not_read_as_taking_lists() -> None:
     assert not signature.streams
     assert is_async(Batching.__call__)
     assert describe(Batching.items, skip_self=True).streams
-    rc.pipeline(_text, serve.deployment(Batching).bind(), _text)
+    rc.pipeline(text, serve.deployment(Batching).bind(), text)
 
 
 def test_a_batched_stage_runs_on_the_local_engine() -> None:
@@ -421,119 +403,29 @@ def test_takes_several(function: Any, several: bool) -> None:
 
 def test_a_tasks_function_is_read() -> None:
     """A ``@ray.remote`` function is read from the Python function that it wraps."""
-    app = rc.pipeline(ray.remote(_text))
+    app = rc.pipeline(ray.remote(text))
     assert app.root.first is not None
     assert app.root.first.signature.returns is str
 
 
-# What fits what
-
-
-class Base:
-    pass
-
-
-class Derived(Base):
-    pass
+class Named(pydantic.BaseModel):
+    n: int
 
 
 @pytest.mark.parametrize(
-    ("output", "accepted"),
+    ("annotation", "resolved"),
     [
-        (int, int),
-        (bool, int),
-        (int, float),
-        (bytearray, bytes),
-        (memoryview, bytes),
-        (int, complex),
-        (float, complex),
-        (bool, float),
-        (Derived, Base),
-        (Base, Derived),
-        (list[int], list[str]),
-        (list, Sequence),
-        (dict[str, int], Mapping[str, int]),
-        (str, Any),
-        (Any, str),
-        (str, object),
-        (UNKNOWN, str),
-        (str, UNKNOWN),
-        (str, T),
-        (T, str),
-        (str, HasLen),
-        (int, HasLen),
-        (int | str, str),
-        (str, int | str),
-        (str, Optional[str]),  # noqa: UP045
-        (None, Optional[str]),  # noqa: UP045
-        (type(None), None),
-        (Annotated[int, "note"], int),
-        (int, Annotated[int, "note"]),
-        (int | T, list),
-        (typing.Literal["a"], str),
-        (typing.Literal["a"], list),
-        (Decimal, Decimal),
-        (typing.NewType("Id", int), str),
-        (dict, Movie),
-        (Movie, dict),
-        (type, typing.Type[int]),  # noqa: UP006
+        (list["Named"], list[Named]),
+        (Optional["Named"], Optional[Named]),  # noqa: UP045  # people write it
+        ("list[Named]", list[Named]),
+        (dict[str, list["Named"]], dict[str, list[Named]]),
+        (list["Missing"], UNKNOWN),  # type: ignore[name-defined]  # noqa: F821
+        ("Missing", UNKNOWN),
     ],
 )
-def test_what_may_fit_is_allowed(output: Any, accepted: Any) -> None:
-    """The same class, relatives, the numeric tower and all that is unclear may pass."""
-    assert fits(output, accepted)
-
-
-@pytest.mark.parametrize(
-    ("output", "accepted"),
-    [
-        (str, list),
-        (str, list[int]),
-        (list[int], str),
-        (float, int),
-        (int, str),
-        (dict, list),
-        (None, str),
-        (int | str, list),
-        (int, list | dict),
-        (Base, int),
-        (Annotated[str, "note"], Annotated[int, "note"]),
-        (bytes, str),
-        (Item, int),
-        (dict, Item),
-        (Callable[[], int], str),
-    ],
-)
-def test_what_cannot_fit_is_not(output: Any, accepted: Any) -> None:
-    """Plain classes with nothing in common do not fit."""
-    assert not fits(output, accepted)
-
-
-@pytest.mark.parametrize(
-    ("annotation", "name"),
-    [
-        (str, "str"),
-        (list[int], "list[int]"),
-        (None, "None"),
-        (Item, "Item"),
-        (int | None, "int | None"),
-    ],
-)
-def test_types_are_named_as_written(annotation: Any, name: str) -> None:
-    """Messages name a type as its author wrote it."""
-    assert type_name(annotation) == name
-
-
-def _numbers(n: int) -> Iterator[int]:
-    yield from range(n)
-
-
-def _list(n: int) -> list[int]:
-    return [n]
-
-
-def _text(x: int) -> str:
-    return str(x)
+def test_names_inside_an_annotation_are_resolved(annotation: Any, resolved: Any) -> None:
+    """``list["Item"]`` is read when composing; what is not defined is unclear."""
+    assert describe(of(annotation)).parameters[0].annotation == resolved
 
 
 # A mapping of a call's arguments
@@ -610,120 +502,3 @@ def test_a_first_stage_of_several_is_called_the_same_way_everywhere() -> None:
     """``call({...})`` spreads an object over the parameters, as HTTP does."""
     client = rc.local(rc.pipeline(two))
     assert client.call({"a": 1, "b": 2}) == client.call(1, 2) == client.call(a=1, b=2) == [1, 2]
-
-
-# False alarms
-
-
-def iterator_of(n: int) -> Iterator[int]:
-    return iter(range(n))
-
-
-def awaitable_of(n: int) -> typing.Awaitable[int]:
-    async def later() -> int:
-        return n
-
-    return later()
-
-
-def coroutine_of(n: int) -> typing.Coroutine[Any, Any, int]:
-    async def later() -> int:
-        return n
-
-    return later()
-
-
-def nothing(x: Any) -> None:
-    return None
-
-
-def maybe(x: Optional[int]) -> bool:  # noqa: UP045  # people write it
-    return x is None
-
-
-def one_more(x: int) -> int:
-    return x + 1
-
-
-def test_stream_true_says_what_the_items_are() -> None:
-    """``stream=True`` before a stage annotated with the item's type is no misfit."""
-    app = rc.pipeline(rc.stage(iterator_of, stream=True), one_more)
-    assert list(rc.local(app).stream(3)) == [1, 2, 3]
-    with pytest.raises(rc.CompositionError, match="yields int"):
-        rc.pipeline(rc.stage(iterator_of, stream=True), of(str))
-
-
-def total(xs: list[int]) -> int:
-    return sum(xs)
-
-
-def test_items_for_a_list_are_to_be_collected() -> None:
-    """A stage that takes the list of what is streamed is told how to have it."""
-    stream = rc.stage(iterator_of, stream=True)
-    with pytest.raises(rc.CompositionError, match=r"put rc\.collect between them"):
-        rc.pipeline(stream, total)
-    assert rc.local(rc.pipeline(stream, rc.collect, total)).call(3) == 3
-
-
-@pytest.mark.parametrize("function", [awaitable_of, coroutine_of])
-def test_what_a_def_returns_to_be_awaited_is_awaited(function: Any) -> None:
-    """A ``def`` annotated ``-> Awaitable[int]`` gives an int."""
-    assert rc.local(rc.pipeline(function, one_more)).call(1) == 2
-    with pytest.raises(rc.CompositionError):
-        rc.pipeline(function, of(str))
-
-
-def test_none_is_an_optional_input() -> None:
-    """``-> None`` fits before ``Optional[int]``."""
-    assert rc.local(rc.pipeline(nothing, maybe)).call(1) is True
-    assert not fits(type(None), int)
-
-
-@pytest.mark.parametrize("scalar", [np.float32, np.float64, np.int64, np.uint8, np.bool_])
-@pytest.mark.parametrize("number", [int, float, bool])
-def test_numpy_scalars_stand_for_pythons_numbers(scalar: Any, number: Any) -> None:
-    """A NumPy scalar fits where a number is annotated, and the other way round; text does not."""
-    assert fits(scalar, number)
-    assert fits(number, scalar)
-    assert not fits(scalar, list)
-
-
-def test_a_cell_that_is_not_set_yet_is_no_error() -> None:
-    """A function may refer to a name that is assigned after it is composed."""
-
-    def stage(x: Later) -> int:  # type: ignore[name-defined]  # noqa: F821
-        return later(x)
-
-    app = rc.pipeline(stage)
-
-    def later(x: int) -> int:
-        return x + 1
-
-    assert rc.local(app).call(1) == 2
-
-
-def test_a_mock_is_a_stage() -> None:
-    """An object that has every attribute is a function like any other."""
-    mock = MagicMock(return_value=5)
-    assert rc.local(rc.pipeline(mock, rc.stage(MagicMock(return_value=6)))).call(1) == 6
-    mock.assert_called_once_with(1)
-
-
-class Named(pydantic.BaseModel):
-    n: int
-
-
-@pytest.mark.parametrize(
-    ("annotation", "resolved"),
-    [
-        (list["Named"], list[Named]),
-        (Optional["Named"], Optional[Named]),  # noqa: UP045  # people write it
-        ("list[Named]", list[Named]),
-        (dict[str, list["Named"]], dict[str, list[Named]]),
-        (list["Missing"], UNKNOWN),  # type: ignore[name-defined]  # noqa: F821
-        ("Missing", UNKNOWN),
-    ],
-)
-def test_names_inside_an_annotation_are_resolved(annotation: Any, resolved: Any) -> None:
-    """``list["Item"]`` is read when composing; what is not defined is unclear."""
-    assert describe(of(annotation)).parameters[0].annotation == resolved
