@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from support import pickle_by_value
 from support.cluster import Deploy
 
@@ -67,3 +68,5 @@ def test_two_pipelines_run_at_once_under_two_names(
     assert (first.call(1), second.call(1)) == (3, 4)
     assert first.url != second.url
     assert rc.connect(first.handle.app_name).call(2) == 5
+    with pytest.raises(RayServeException, match=rf"{first.handle.app_name}.*RAY_ADDRESS"):
+        rc.connect("nobody's")

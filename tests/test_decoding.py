@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pydantic
 import pytest
 from starlette.testclient import TestClient
 from support.first_stages import pair, variadic
@@ -251,6 +252,50 @@ def test_a_pipeline_that_begins_with_a_combinator_needs_a_value() -> None:
     assert "body" in details["detail"]
 
 
+@pytest.mark.parametrize(
+    ("first", "sent", "detail"),
+    [
+        (rc.pick("text"), {"txt": 1}, "missing: text"),
+        (rc.pick("a", "b"), {}, "missing: a, b"),
+        (rc.pick("text"), ["text"], "takes an object, but was sent list"),
+        (rc.assign(x=lambda v: 1), [1], "takes an object, but was sent list"),
+        (rc.each(lambda v: 1), {"a": 1}, "takes a list, but was sent an object"),
+    ],
+)
+def test_what_a_first_combinator_cannot_take_is_a_422(first: Any, sent: Any, detail: str) -> None:
+    """The client's mistake is told, whatever stands behind the combinator."""
+    details = problem(http(first, lambda v: v).post("/", json=sent), 422)
+    assert detail in details["detail"]
+
+
+class Query(pydantic.BaseModel):
+    q: str = "default"
+
+
+class Open(Query, extra="allow"):
+    pass
+
+
+def test_a_model_is_not_made_of_its_defaults_for_a_parameters_name() -> None:
+    """``{"ask": {...}}`` is what ``ask`` is to be, unless the model keeps others."""
+
+    def asked(ask: Query) -> Any:
+        return ask.model_dump()
+
+    def kept(ask: Open) -> Any:
+        return ask.model_dump()
+
+    def named(q: Query) -> Any:
+        return q.model_dump()
+
+    assert http(asked).post("/", json={"ask": {"q": "v"}}).json() == {"q": "v"}
+    assert http(asked).post("/", json={"q": "v"}).json() == {"q": "v"}
+    assert http(asked).post("/", json={}).json() == {"q": "default"}
+    assert http(kept).post("/", json={"ask": 1}).json() == {"q": "default", "ask": 1}
+    assert http(named).post("/", json={"q": "v"}).json() == {"q": "v"}
+    assert problem(http(asked).post("/", json={"ask": {"q": 1}}), 422)["detail"].startswith("ask.q")
+
+
 def test_a_first_stage_inside_limits_is_still_the_first() -> None:
     """Limits around the first stage do not change how its arguments are decoded."""
     assert http(rc.stage(pair, timeout_s=5)).post("/", json={"a": 1, "b": 2}).json() == 3
@@ -259,8 +304,8 @@ def test_a_first_stage_inside_limits_is_still_the_first() -> None:
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        ({"text": "x", "foo": 1}, "unknown: foo; known are text"),
-        ({"review": "x"}, "missing: text"),
+        ({"text": "x", "foo": 1}, "unknown: foo; known: text"),
+        ({"review": "x"}, "missing: text; unknown: review"),
         ({}, "missing: text"),
         ({"text": 5}, "text: Input should be a valid string"),
         (5, "text: Input should be a valid string"),

@@ -106,6 +106,8 @@ def test_the_tree_says_what_the_pipeline_is() -> None:
         "90 %: Stable",
         "20 % mirrored: Mirror",
         "each  4 at once",
+        "first: Big",
+        "if that fails: Small",
         "Typed  deployment · 1 to 4 replicas · 1 CPU",
         "archive  Ray task",
         "2 attempts on ValueError · streams",

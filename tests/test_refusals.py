@@ -70,6 +70,12 @@ def test_a_class_is_told_how_to_become_a_deployment() -> None:
     assert ".bind()" in message
 
 
+def test_a_list_is_told_to_be_given_one_by_one() -> None:
+    """``rc.pipeline([a, b])`` says how to write it."""
+    with pytest.raises(rc.CompositionError, match=r"one by one: rc\.pipeline\(\*stages\)"):
+        rc.pipeline([len, str])
+
+
 def test_a_string_is_told_to_give_the_object() -> None:
     """An import path is refused with the advice to give the object."""
     assert "object itself" in refusal(lambda: rc.stage("package:app"))

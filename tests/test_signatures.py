@@ -483,18 +483,18 @@ def test_parallel_gives_a_stage_of_several_its_arguments(stage: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "before",
+    ("before", "why"),
     [
-        rc.parallel(a=len, c=len),
-        rc.parallel(a=len),
-        rc.parallel(len, len),
-        rc.pipeline(lambda x: {"a": x, "b": x}),
-        rc.when(bool, {"a": len, "b": len}),
+        (rc.parallel(a=len, c=len), "with a, c, which .*: missing: b; unknown: c"),
+        (rc.parallel(a=len), "with a, which .*: missing: b"),
+        (rc.parallel(len, len), "also requires b"),
+        (rc.pipeline(lambda x: {"a": x, "b": x}), "also requires b"),
+        (rc.when(bool, {"a": len, "b": len}), "also requires b"),
     ],
 )
-def test_what_may_not_fit_several_parameters_is_refused(before: Any) -> None:
+def test_what_may_not_fit_several_parameters_is_refused(before: Any, why: str) -> None:
     """A stage that requires several is refused where the names are not known, or do not fit."""
-    with pytest.raises(rc.CompositionError, match="also requires b"):
+    with pytest.raises(rc.CompositionError, match=why):
         rc.pipeline(before, two)
 
 

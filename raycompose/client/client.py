@@ -357,7 +357,15 @@ def connect(name: str = "default") -> Client:
     """
     if not ray.is_initialized():
         ray.init(address=cluster.cluster_to_join("auto"), log_to_driver=False)
-    return _Remote(serve.get_app_handle(name), name, lambda: None)
+    try:
+        handle = serve.get_app_handle(name)
+    except RayServeException as error:
+        runs = ", ".join(map(repr, _serve.applications())) or "none"
+        raise RayServeException(
+            f"{error} Applications on the cluster at {ray.get_runtime_context().gcs_address}: "
+            f"{runs}. For another cluster, call ray.init(address=...) first, or set RAY_ADDRESS."
+        ) from None
+    return _Remote(handle, name, lambda: None)
 
 
 _GRACE_S = 2.0

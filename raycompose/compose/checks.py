@@ -23,6 +23,11 @@ def check_fit(before: Sequence, after: Node) -> None:
     for taker in after.entries:
         if keys is not None and taker.signature.takes_by_name(keys):
             continue
+        if keys is not None and taker.signature.beyond_one:
+            raise CompositionError(
+                f"stage {taker.label!r} gets a mapping with {', '.join(map(str, keys))}, which "
+                f"does not fit its parameters: {taker.signature.misfit(keys)}"
+            )
         check_takes_one(taker)
         if taker.signature.takes == "stream" and before.exits and not before.streams:
             raise CompositionError(

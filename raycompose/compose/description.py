@@ -14,7 +14,7 @@ from raycompose import _serve
 from raycompose.graph.affinity import Sticky
 from raycompose.graph.annotations import UNKNOWN, type_name
 from raycompose.graph.applications import Elsewhere
-from raycompose.graph.attempts import Hedged
+from raycompose.graph.attempts import Fallback, Hedged
 from raycompose.graph.branches import Assign, Parallel, Shadow
 from raycompose.graph.choices import Decider, Split, Switch
 from raycompose.graph.limits import Limits
@@ -153,6 +153,13 @@ def _(part: Switch, receives: str) -> Description:
 def _(part: Split, receives: str) -> Description:
     settings = {"settings": {"key": _decider(part.by)}} if part.by else {}
     return {**settings, "branches": _labelled(part, [f"{w:g} %" for w in part.weights])}
+
+
+@_details.register
+def _(part: Fallback, receives: str) -> Description:
+    settings = {} if part.on == (Exception,) else {"settings": {"on": _setting(part.on)}}
+    others = ("if that fails",) * (len(part.branches) - 1)
+    return {**settings, "branches": _labelled(part, ("first", *others))}
 
 
 @_details.register

@@ -317,11 +317,16 @@ def _hint(target: Any) -> str:
     if inspect.isclass(target) and target.__module__ == "builtins":
         return f" Write a function: lambda value: {target.__name__}(value)."
     if inspect.isclass(target):
-        return f" Decorate {target.__name__} with @serve.deployment and .bind() it."
+        return (
+            f" Decorate {target.__name__} with @serve.deployment and .bind() it; rc.stage takes "
+            "what that gives, and is no decorator."
+        )
     if inspect.iscoroutine(target):
         return " Give the function itself, without calling it."
     if isinstance(target, ray.actor.ActorHandle):
         return " Give one of the actor's methods: actor.method."
+    if isinstance(target, list | tuple):
+        return " Give the stages one by one: rc.pipeline(*stages)."
     if isinstance(target, str):
         return " Give the object itself, not its name."
     return ""

@@ -84,18 +84,20 @@ class Signature:
         """Return what keeps arguments of these names from being a call's; ``None`` when they fit.
 
         >>> describe(lambda a, b=1: a).misfit(["a"]), describe(lambda a, b=1: a).misfit(["c"])
-        (None, 'missing: a')
+        (None, 'missing: a; unknown: c')
         """
+        problems = []
         if missing := [name for name in self.required if name not in names]:
-            return f"missing: {', '.join(missing)}"
+            problems.append(f"missing: {', '.join(missing)}")
         known = {p.name for p in self.parameters if not is_variadic(p)}
         unknown = [name for name in names if name not in known]
         if any(p.kind is p.VAR_KEYWORD for p in self.parameters):
             unknown = [name for name in unknown if name in RESERVED or not isinstance(name, str)]
         if unknown:
-            listed = f"; known are {', '.join(sorted(known))}" if known else ""
-            return f"unknown: {', '.join(map(str, unknown))}{listed}"
-        return None
+            problems.append(f"unknown: {', '.join(map(str, unknown))}")
+            if known and not missing:
+                problems.append(f"known: {', '.join(sorted(known))}")
+        return "; ".join(problems) or None
 
     def spread(self, values: Mapping[str, Any]) -> Arguments:
         """Return the call that gives each parameter its value by name. They must fit."""

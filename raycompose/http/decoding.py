@@ -54,12 +54,14 @@ class Decoder:
     Args:
         signature: The first stage's; ``None`` when the pipeline begins with a combinator.
         max_body_bytes: The longest body that is read.
-        takes_list: The pipeline begins with ``rc.each``.
+        takes: What the pipeline begins with takes: a list, an object or anything.
+        keys: What an object must have.
     """
 
     signature: Signature | None
     max_body_bytes: int
-    takes_list: bool = False
+    takes: Any = object
+    keys: tuple[Any, ...] = ()
 
     async def __call__(self, request: StarletteRequest) -> Any:
         """Return the value to run the graph with.
@@ -79,8 +81,11 @@ class Decoder:
             }
         if value is _NOTHING and self.signature is None:
             raise HTTPError(422, "the pipeline takes one value: send a body or query parameters")
-        if self.takes_list and not isinstance(value, list):
-            raise HTTPError(422, f"the pipeline takes a list, but was sent {_called(value)}")
+        if not isinstance(value, self.takes):
+            what = "a list" if self.takes is list else "an object"
+            raise HTTPError(422, f"the pipeline takes {what}, but was sent {_called(value)}")
+        if missing := [str(key) for key in self.keys if key not in value]:
+            raise HTTPError(422, f"missing: {', '.join(missing)}")
         try:
             return self._arguments(value)
         except HTTPError as error:
@@ -125,6 +130,8 @@ class Decoder:
         """The one argument: the value, or where that is not what is taken, its one member."""
         if (validate := self._validators.get(name)) is None:
             return value
+        if isinstance(value, dict) and set(value) == {name} and self._is_no_member(name):
+            return self._validated(name, value[name])
         try:
             return validate(value)
         except pydantic.ValidationError as error:
@@ -145,6 +152,13 @@ class Decoder:
             return validate(value)
         except pydantic.ValidationError as error:
             raise HTTPError(422, _problems(name, error)) from error
+
+    def _is_no_member(self, name: str) -> bool:
+        """Whether a model would leave a member of that name out, rather than refuse it."""
+        annotation = self.signature.parameters[0].annotation if self.signature else UNKNOWN
+        members, kind = _members(annotation), without_optional(annotation)
+        keeps_others = getattr(kind, "model_config", {}).get("extra") == "allow"
+        return bool(members) and name not in members and not keeps_others
 
     @cached_property
     def _lists(self) -> frozenset[str]:

@@ -22,7 +22,7 @@ from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
 from raycompose.flow.request import plain
 from raycompose.flow.streams import Stream
-from raycompose.graph.branches import Each
+from raycompose.graph.branches import Assign, Each, Pick
 from raycompose.graph.calling import GENERATORS, returned_generator
 from raycompose.graph.context import Context
 from raycompose.graph.deadlines import run_before
@@ -67,7 +67,7 @@ class Ingress:
         self._settings = settings
         self._timeout_s = settings.timeout_s
         first, signature = _leading(root), root.first.signature if root.first else None
-        self._decode = Decoder(signature, settings.max_body_bytes, isinstance(first, Each))
+        self._decode = Decoder(signature, settings.max_body_bytes, *_taken(first))
         self._any_path = any(stage.signature.takes == "request" for stage in stages(root))
         if _serve.in_replica():
             _serve.receive_any_size()
@@ -307,6 +307,18 @@ def _leading(node: Node) -> Node:
     while isinstance(node, Sequence | Wrapping):
         node = node.children[0]
     return node
+
+
+def _taken(first: Node) -> tuple[type, tuple[Any, ...]]:
+    """What a combinator that comes first takes, and the keys that it needs."""
+    match first:
+        case Each():
+            return list, ()
+        case Assign():
+            return dict, ()
+        case Pick():
+            return dict, first.keys
+    return object, ()
 
 
 def _unsealed(sealed: Sealed[Node], timeout_s: float | None) -> "Embedded[Any, Any]":

@@ -126,6 +126,8 @@ def _name(name: str) -> str:
 
 
 def _value(value: Any) -> str:
+    if value in ("", [], {}):
+        return repr(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{_name(key)} {_value(item)}" for key, item in value.items())
     if isinstance(value, list):
