@@ -70,6 +70,19 @@ def test_a_class_is_told_how_to_become_a_deployment() -> None:
     assert ".bind()" in message
 
 
+@pytest.mark.parametrize(
+    ("compose", "which"),
+    [
+        (lambda: rc.parallel(a=len, timeout_s=3), "in rc.parallel(): 'timeout_s': not a stage"),
+        (lambda: rc.switch("k", {"a": len, "b": 3}), "in rc.switch(): 'b': not a stage"),
+        (lambda: rc.assign(n=3), "in rc.assign(): 'n': not a stage"),
+    ],
+)
+def test_a_branch_that_is_no_stage_is_named(compose: Any, which: str) -> None:
+    """By the key under which it was given: it may have been meant as an option."""
+    assert refusal(compose).startswith(which)
+
+
 def test_a_list_is_told_to_be_given_one_by_one() -> None:
     """``rc.pipeline([a, b])`` says how to write it."""
     with pytest.raises(rc.CompositionError, match=r"one by one: rc\.pipeline\(\*stages\)"):

@@ -35,7 +35,9 @@ def switch(on: Any, cases: Mapping[Any, Any], default: Any = None) -> Pipeline[A
         )
     by = on if isinstance(on, str) else make_decider("rc.switch(): on", on)
     targets = (*cases.values(), default) if default is not None else tuple(cases.values())
-    return Pipeline(Switch("switch", make_branches("switch", targets), by, tuple(cases)))
+    return Pipeline(
+        Switch("switch", make_branches("switch", targets, tuple(cases)), by, tuple(cases))
+    )
 
 
 def when(predicate: Any, then: Any, otherwise: Any = passthrough) -> Pipeline[Any, Any]:

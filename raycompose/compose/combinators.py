@@ -105,7 +105,7 @@ def assign(**targets: Any) -> Pipeline[Any, Any]:
     """
     if not targets:
         raise CompositionError("rc.assign() needs at least one target: rc.assign(score=f)")
-    branches = make_branches("assign", tuple(targets.values()))
+    branches = make_branches("assign", tuple(targets.values()), tuple(targets))
     refuse_streams("assign", branches)
     return Pipeline(Assign("assign", branches, tuple(targets)))
 

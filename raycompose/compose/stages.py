@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, TypedDict, cast
 
 import ray
@@ -103,23 +104,31 @@ def make_parallel(targets: Mapping[Any, Any]) -> Parallel:
         raise CompositionError(f"a dict of stages must have str keys, got {keys}")
     if not targets:
         raise CompositionError("rc.parallel() needs at least one target: rc.parallel(a, b)")
-    branches = make_branches("parallel", tuple(targets.values()))
+    branches = make_branches("parallel", tuple(targets.values()), tuple(targets))
     refuse_streams("parallel", branches)
     return Parallel("parallel", branches, tuple(targets))
 
 
-def make_branches(call: str, targets: tuple[Any, ...]) -> tuple[Node, ...]:
+def make_branches(
+    call: str, targets: tuple[Any, ...], keys: tuple[Any, ...] = ()
+) -> tuple[Node, ...]:
     """Return the graphs of a combinator's targets, each of which is given one value.
+
+    Args:
+        call: The combinator's name.
+        targets: What ``rc.stage`` takes.
+        keys: Under which they were given, as far as they were.
 
     Raises:
         CompositionError: One is no stage, has options of the front, or cannot take one value.
     """
     branches = []
-    for target in targets:
+    for target, key in zip_longest(targets, keys):
         try:
             node = make_node(target)
         except CompositionError as error:
-            raise CompositionError(f"in rc.{call}(): {error}") from error
+            where = "" if key is None else f"{key!r}: "
+            raise CompositionError(f"in rc.{call}(): {where}{error}") from error
         if isinstance(target, Composed) and target.given:
             raise CompositionError(
                 f"in rc.{call}(): {target!r} has front options of its own; set .options(...) on "
