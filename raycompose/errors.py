@@ -76,15 +76,15 @@ TRANSIENT: tuple[type[Exception], ...] = (BackPressureError, *UNAVAILABLE)
 class Hinting:
     """Its ``AttributeError`` for what users try in vain says what to do instead."""
 
-    INSTEAD: ClassVar[Mapping[str, str]] = {}
+    _INSTEAD: ClassVar[Mapping[str, str]] = {}
 
     if not TYPE_CHECKING:  # it gives no attribute, whatever a type checker makes of it
 
         def __getattr__(self, name: str) -> Any:
-            message = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if hint := self.INSTEAD.get(name):
-                message += f": {hint}"
-            raise AttributeError(message, name=name, obj=self)
+            if hint := self._INSTEAD.get(name):
+                message = f"{type(self).__name__!r} object has no attribute {name!r}: {hint}"
+                raise AttributeError(message, name=name, obj=self)
+            return object.__getattribute__(self, name)  # raises again, a property's own error too
 
 
 class CompositionError(RayComposeError):

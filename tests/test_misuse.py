@@ -13,6 +13,7 @@ from support import pickle_by_value
 from support.cluster import HERE
 
 import raycompose as rc
+from raycompose.errors import Hinting
 
 pickle_by_value(__name__)
 
@@ -113,6 +114,18 @@ def test_what_is_like_a_handle_and_is_none(made: Any, tried: str, instead: str) 
     assert not hasattr(made(), tried)
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
         made().nothing  # noqa: B018
+
+
+def test_a_propertys_own_error_is_not_hidden() -> None:
+    """An ``AttributeError`` inside of a property is raised as it is."""
+
+    class Broken(Hinting):
+        @property
+        def value(self) -> int:
+            raise AttributeError("its own")
+
+    with pytest.raises(AttributeError, match=r"^its own$"):
+        Broken().value  # noqa: B018
 
 
 def test_the_class_of_pipelines_is_no_constructor() -> None:

@@ -40,7 +40,7 @@ class Client(Hinting, ABC):
     ``.result()`` raises.
     """
 
-    INSTEAD = dict.fromkeys(
+    _INSTEAD = dict.fromkeys(
         ("remote", "result"),
         "call(...) returns the result, await acall(...) does so on an event loop; a deployed "
         "pipeline's client.handle.remote(...) is Ray Serve's",
@@ -362,8 +362,8 @@ def connect(name: str = "default") -> Client:
     except RayServeException as error:
         runs = ", ".join(map(repr, _serve.applications())) or "none"
         raise RayServeException(
-            f"{error} Applications on the cluster at {ray.get_runtime_context().gcs_address}: "
-            f"{runs}. For another cluster, call ray.init(address=...) first, or set RAY_ADDRESS."
+            f"{error} Applications on this cluster: {runs}. For another cluster, call "
+            "ray.init(address=...) first, or set RAY_ADDRESS."
         ) from None
     return _Remote(handle, name, lambda: None)
 

@@ -45,7 +45,7 @@ class Pipeline(Composed, Hinting, Generic[In, Out]):
     Pipelines are made by ``rc.pipeline``, ``.then``, ``|`` and the combinators.
     """
 
-    INSTEAD = dict.fromkeys(
+    _INSTEAD = dict.fromkeys(
         ("acall", "asgi", "astream", "call", "map", "remote", "run", "stream", "url"),
         "a pipeline is a description of what can run; deploy it with client = rc.run(app), or run "
         "it here with client = rc.local(app), and use client.call(...)",

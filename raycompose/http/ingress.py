@@ -235,7 +235,7 @@ class Embedded(Hinting, Generic[In, Out]):
         timeout_s: Seconds that a call may take, or ``None``.
     """
 
-    INSTEAD = dict.fromkeys(
+    _INSTEAD = dict.fromkeys(
         ("acall", "astream", "call", "remote"),
         "use 'await pipeline(x)', or 'async for item in pipeline.stream(x)' where it streams",
     )
