@@ -92,6 +92,16 @@ def test_a_graph_is_plain_data() -> None:
     assert ("collect", "stream") in received
 
 
+def test_every_picture_has_the_pipelines_own_deadline() -> None:
+    """``app.options(timeout_s=)`` stands beside its replicas; without it nothing does."""
+    graph = rc.pipeline(shorten).options(timeout_s=3, num_replicas=2).graph
+    assert graph.to_dict()["timeout_s"] == 3
+    for picture in (str(graph), graph.mermaid(), graph.svg()):
+        assert "2 replicas" in picture
+        assert "timeout 3 s" in picture
+    assert "timeout" not in str(rc.pipeline(shorten).graph)
+
+
 def test_the_tree_says_what_the_pipeline_is() -> None:
     """Every branch, condition, weight, limit, replica count and way of passing is in it."""
     text = str(RICH.graph)

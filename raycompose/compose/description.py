@@ -28,14 +28,16 @@ Description: TypeAlias = dict[str, Any]
 """What ``json.dumps`` takes: dicts, lists, texts, numbers, booleans and ``None``."""
 
 
-def describe(root: Node, front: Deployment) -> Description:
+def describe(root: Node, front: Deployment, timeout_s: float | None = None) -> Description:
     """Return the description of a pipeline: ``name``, ``replicas``, ``resources`` and ``graph``.
 
     Args:
         root: Its graph.
         front: The deployment that fronts it.
+        timeout_s: Seconds that a request may take; described as ``timeout_s`` where there is one.
     """
-    return {"name": front.name, **_scale(front), "graph": node(root, _taken(root))}
+    limit = {} if timeout_s is None else {"timeout_s": timeout_s}
+    return {"name": front.name, **_scale(front), **limit, "graph": node(root, _taken(root))}
 
 
 def node(part: Node, receives: str) -> Description:

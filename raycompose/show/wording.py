@@ -42,7 +42,7 @@ def details(node: Description) -> list[str]:
 
 
 def scale(described: Description) -> list[str]:
-    """Return how many replicas something has, and what each asks for.
+    """Return how many replicas something has, what each asks for, and a pipeline's deadline.
 
     >>> scale({"replicas": [1, 4], "resources": {"num_gpus": 0.5, "num_cpus": 2}})
     ['1 to 4 replicas', '0.5 GPU', '2 CPU']
@@ -53,7 +53,10 @@ def scale(described: Description) -> list[str]:
         pieces.append(f"{replicas[0]} to {replicas[1]} replicas")
     elif replicas is not None:
         pieces.append(f"{replicas} replica{'s' * (replicas != 1)}")
-    return pieces + resources(described.get("resources") or {})
+    pieces += resources(described.get("resources") or {})
+    if "timeout_s" in described:
+        pieces.append(_said("timeout_s", described["timeout_s"]))
+    return pieces
 
 
 def resources(asked: Mapping[str, float]) -> list[str]:
