@@ -77,9 +77,8 @@ chaos: $(INSTALLED) ## Run the tests of faults and of deadlines under load, long
 
 coverage: $(INSTALLED) ## Run the tests and measure what they cover, in replicas too
 	rm -f .coverage .coverage.*
-	PYTHONPATH=$(CURDIR)/tests COVERAGE_FILE=$(CURDIR)/.coverage \
-	  $(BIN)/coverage run -m pytest --numprocesses=1 --timeout=600; \
-	  ran=$$?; \
+	export PYTHONPATH=$(CURDIR)/tests COVERAGE_FILE=$(CURDIR)/.coverage; \
+	  $(BIN)/coverage run -m pytest --numprocesses=1 --timeout=600; ran=$$?; \
 	  $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$ran
 
 bench: $(INSTALLED) ## Measure, as ratios: ROW=3 or ROW=3b,4 (ROW=all: what takes longer, too), OUT=file
