@@ -498,6 +498,16 @@ def test_what_may_not_fit_several_parameters_is_refused(before: Any, why: str) -
         rc.pipeline(before, two)
 
 
+def test_a_mapping_is_not_spread_over_a_reference() -> None:
+    """Only values are spread: a first parameter by reference would get the whole."""
+
+    async def stage(r: rc.Ref[Any], s: str) -> str:
+        return s
+
+    with pytest.raises(rc.CompositionError, match="first parameter by reference, so a mapping"):
+        rc.pipeline(rc.parallel(r=len, s=len), stage)
+
+
 def test_a_first_stage_of_several_is_called_the_same_way_everywhere() -> None:
     """``call({...})`` spreads an object over the parameters, as HTTP does."""
     client = rc.local(rc.pipeline(two))

@@ -335,7 +335,7 @@ def _hint(target: Any) -> str:
     if isinstance(target, ray.actor.ActorHandle):
         return " Give one of the actor's methods: actor.method."
     if isinstance(target, list | tuple):
-        return " Give the stages one by one: rc.pipeline(*stages)."
+        return " Give the stages one by one, with a * before the list."
     if isinstance(target, str):
         return " Give the object itself, not its name."
     return ""
