@@ -1,7 +1,9 @@
 """``rc.local(app).asgi``: an ASGI app that any server runs, as the deployed pipeline answers."""
 
 import asyncio
+import gc
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
+from ray import serve
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -33,6 +36,29 @@ def served(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def test_the_stages_live_as_long_as_what_answers_http() -> None:
+    """``rc.local(app).asgi`` is all that one keeps: nothing is torn down until it goes, too."""
+    torn_down: list[bool] = []
+
+    class Stage:
+        @serve.batch(max_batch_size=2, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
+        async def __call__(self, xs: list[int]) -> list[int]:
+            return [x + 1 for x in xs]
+
+        def __del__(self) -> None:
+            torn_down.append(True)
+
+    client = TestClient(rc.local(rc.pipeline(serve.deployment(Stage))).asgi)
+    gc.collect()
+    for x in range(3):
+        assert client.post("/", json=x).json() == x + 1
+        time.sleep(0.05)  # what was to end would have
+    assert not torn_down
+    del client
+    gc.collect()
+    until(lambda: torn_down)
 
 
 def test_uvicorn_runs_it() -> None:

@@ -85,8 +85,8 @@ class LocalClient(Client):
         self._name = name
         self._ingress = served
         self._asgi = _ASGIBridge(served)
-        # What nobody closes ends when nobody can call it any more.
-        self._end = weakref.finalize(self, _end, served)
+        # What nobody closes ends when nobody can call it any more, by the client or over HTTP.
+        self._end = weakref.finalize(self._asgi, _end, served)
         self._end.atexit = False  # the background loop ends with all that runs on it
 
     async def _call(
