@@ -61,8 +61,8 @@ class Derived(Base):
         (int, HasLen),
         (int | str, str),
         (str, int | str),
-        (str, Optional[str]),  # noqa: UP045
-        (None, Optional[str]),  # noqa: UP045
+        (str, Optional[str]),  # noqa: UP045  # people write it
+        (None, Optional[str]),  # noqa: UP045  # people write it
         (type(None), None),
         (Annotated[int, "note"], int),
         (int, Annotated[int, "note"]),
@@ -73,7 +73,7 @@ class Derived(Base):
         (typing.NewType("Id", int), str),
         (dict, Movie),
         (Movie, dict),
-        (type, typing.Type[int]),  # noqa: UP006
+        (type, typing.Type[int]),  # noqa: UP006  # people write it
     ],
 )
 def test_what_may_fit_is_allowed(output: Any, accepted: Any) -> None:

@@ -43,7 +43,7 @@ def test_the_stages_live_as_long_as_what_answers_http() -> None:
     torn_down: list[bool] = []
 
     class Stage:
-        @serve.batch(max_batch_size=2, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
+        @serve.batch(max_batch_size=2, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]  # Ray's
         async def __call__(self, xs: list[int]) -> list[int]:
             return [x + 1 for x in xs]
 

@@ -23,13 +23,12 @@ def check_fit(before: Sequence, after: Node) -> None:
     for taker in after.entries:
         if keys is not None and taker.signature.takes_by_name(keys):
             continue
-        misfit = taker.signature.misfit(keys) if keys is not None else None
-        if misfit is not None and taker.signature.beyond_one:
-            raise CompositionError(
-                f"stage {taker.label!r} gets a mapping with {', '.join(map(str, keys or ()))}, "
-                f"which does not fit its parameters: {misfit}"
-            )
-        if keys is not None and taker.signature.takes != "value" and taker.signature.beyond_one:
+        if keys is not None and taker.signature.beyond_one:
+            if misfit := taker.signature.misfit(keys):
+                raise CompositionError(
+                    f"stage {taker.label!r} gets a mapping with {', '.join(map(str, keys))}, "
+                    f"which does not fit its parameters: {misfit}"
+                )
             raise CompositionError(
                 f"stage {taker.label!r} takes its first parameter by {taker.signature.takes}, so "
                 "a mapping is not spread over its parameters: take the values, or one parameter"

@@ -130,7 +130,7 @@ class Decoder:
         """The one argument: the value, or where that is not what is taken, its one member."""
         if (validate := self._validators.get(name)) is None:
             return value
-        if isinstance(value, dict) and set(value) == {name} and self._is_no_member(name):
+        if self._names_no_member and isinstance(value, dict) and set(value) == {name}:
             return self._validated(name, value[name])
         try:
             return validate(value)
@@ -153,12 +153,15 @@ class Decoder:
         except pydantic.ValidationError as error:
             raise HTTPError(422, _problems(name, error)) from error
 
-    def _is_no_member(self, name: str) -> bool:
-        """Whether a model would leave a member of that name out, rather than refuse it."""
-        annotation = self.signature.parameters[0].annotation if self.signature else UNKNOWN
-        members, kind = _members(annotation), without_optional(annotation)
+    @cached_property
+    def _names_no_member(self) -> bool:
+        """Whether the one parameter's model would leave out a member of the parameter's name."""
+        if self.signature is None:
+            return False
+        parameter = self.signature.parameters[0]
+        members, kind = _members(parameter.annotation), without_optional(parameter.annotation)
         keeps_others = getattr(kind, "model_config", {}).get("extra") == "allow"
-        return bool(members) and name not in members and not keeps_others
+        return bool(members) and parameter.name not in members and not keeps_others
 
     @cached_property
     def _lists(self) -> frozenset[str]:
