@@ -32,7 +32,8 @@ E = TypeVar("E", bound=BaseException)
 _STAGE = "_raycompose_stage"
 _REQUEST = "_raycompose_request"
 _SEEN = "_raycompose_seen"
-MARKS = (_STAGE, _REQUEST, _SEEN)
+_ITEM = "_raycompose_item"
+MARKS = (_STAGE, _REQUEST, _SEEN, _ITEM)
 _PROCESS = uuid.uuid4().hex
 
 
@@ -315,6 +316,24 @@ def mark(error: E, stage: str, request_id: str = "", since_s: float = 0.0) -> E:
         state[_STAGE] = stage
         add_note(error, f"raised in stage {stage!r}")
     return error
+
+
+def mark_item(error: BaseException, index: int, node: str) -> None:
+    """Say which item of a list it is that failed.
+
+    Args:
+        error: What it failed with.
+        index: The item's, from 0; of lists in lists the outermost's is told.
+        node: The name of the node that went through the list.
+    """
+    error.__dict__[_ITEM] = index
+    add_note(error, f"at index {index} of the input of {node!r}")
+
+
+def failed_item(error: BaseException) -> int | None:
+    """Return the index of the item of a list that failed, or ``None`` where there was no list."""
+    index = getattr(error, _ITEM, None)
+    return index if isinstance(index, int) else None
 
 
 def _unmarked(error: E) -> tuple[E, dict[str, Any]]:

@@ -236,38 +236,6 @@ def test_self_is_no_parameter_of_a_callable_object() -> None:
     assert http(Adder()).post("/", json={"a": 1, "b": 2}).json() == 3
 
 
-# Pipelines that begin with a combinator
-
-
-def test_a_pipeline_that_begins_with_a_combinator_gets_the_decoded_body() -> None:
-    """A combinator takes one value: an object is not spread, a query is a dict."""
-    client = http(rc.parallel(a=lambda x: x, b=lambda x: x))
-    assert client.post("/", json={"n": 1}).json() == {"a": {"n": 1}, "b": {"n": 1}}
-    assert client.get("/?n=1").json() == {"a": {"n": "1"}, "b": {"n": "1"}}
-
-
-def test_a_pipeline_that_begins_with_a_combinator_needs_a_value() -> None:
-    """Nothing at all sent to a combinator is a 422, and says what to send."""
-    details = problem(http(rc.parallel(lambda x: x)).get("/"), 422)
-    assert "body" in details["detail"]
-
-
-@pytest.mark.parametrize(
-    ("first", "sent", "detail"),
-    [
-        (rc.pick("text"), {"txt": 1}, "missing: text"),
-        (rc.pick("a", "b"), {}, "missing: a, b"),
-        (rc.pick("text"), ["text"], "takes an object, but was sent list"),
-        (rc.assign(x=lambda v: 1), [1], "takes an object, but was sent list"),
-        (rc.each(lambda v: 1), {"a": 1}, "takes a list, but was sent an object"),
-    ],
-)
-def test_what_a_first_combinator_cannot_take_is_a_422(first: Any, sent: Any, detail: str) -> None:
-    """The client's mistake is told, whatever stands behind the combinator."""
-    details = problem(http(first, lambda v: v).post("/", json=sent), 422)
-    assert detail in details["detail"]
-
-
 class Query(pydantic.BaseModel):
     q: str = "default"
 

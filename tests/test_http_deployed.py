@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import pydantic
 import pytest
 import ray
 import requests
@@ -35,6 +36,10 @@ class Forgetful(Exception):
 class Lines(Exception):
     def __init__(self, code: int, extra: Any) -> None:
         super().__init__("first\nstarlette.exceptions.HTTPException: 409: forged")
+
+
+class Amount(pydantic.BaseModel):
+    cents: int
 
 
 class Model:
@@ -71,6 +76,9 @@ class Model:
     def two(self, a: int, b: int) -> int:
         return a * 10 + b
 
+    def doubled(self, amount: Amount) -> int:
+        return amount.cents * 2
+
 
 def up_to(n: int) -> Iterator[int]:
     yield from range(n)
@@ -92,6 +100,9 @@ def clients(request: pytest.FixtureRequest, deploy: Deploy) -> dict[str, rc.Clie
         "results": rc.switch("at", {"streaming": at("streaming"), "unsendable": at("unsendable"),
                                     "two": rc.pipeline({"a": len, "b": len}, at("two"))}),
         "mixed": mixed,
+        "branches": rc.parallel(
+            doubled=at("doubled"),
+            inverted=rc.optional(rc.pipeline(at("doubled"), lambda x: 1 // x), default=-1)),
     }  # fmt: skip
     first = rc.pipeline(_request, apps["requests"])
     apps["requests"] = first
@@ -206,3 +217,12 @@ def test_one_result_is_one_item(clients: dict[str, rc.Client]) -> None:
     assert list(clients["mixed"].stream({"at": "one"})) == ["one"]
     with pytest.raises(TypeError, match="does not stream"):
         list(clients["raising"].stream("subclass"))
+
+
+def test_branches_convert_what_was_sent(clients: dict[str, rc.Client]) -> None:
+    """Each by its own signature, and a mistake of the client is none of the branch's."""
+    sent = {"cents": "0"}
+    assert post(clients["branches"], json=sent).json() == {"doubled": 0, "inverted": -1}
+    response = post(clients["branches"], json={"cents": "x"})
+    assert response.status_code == 422, response.text
+    assert response.json()["detail"].startswith("amount.cents: Input should be a valid integer")

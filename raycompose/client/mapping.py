@@ -43,10 +43,9 @@ class Calls:
 
     async def run(self) -> list[Any]:
         """Give the results in the inputs' order, on the background loop."""
-        return await map_bounded(self._one, list(enumerate(self._inputs)), self._max_concurrency)
+        return await map_bounded(self._one, self._inputs, self._max_concurrency)
 
-    async def _one(self, numbered: tuple[int, Any]) -> Any:
-        index, value = numbered
+    async def _one(self, index: int, value: Any) -> Any:
         try:
             result = await self._call(value)
         except Exception as error:

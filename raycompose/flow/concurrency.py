@@ -81,13 +81,13 @@ async def gather(*coroutines: Any) -> list[Any]:
 
 
 async def map_bounded(
-    call: Callable[[T], Awaitable[U]], items: Sequence[T], at_once: int
+    call: Callable[[int, T], Awaitable[U]], items: Sequence[T], at_once: int
 ) -> list[U]:
     """Return a call's result for each item, in order; the first failure cancels the others.
 
     Args:
-        call: What is called.
-        items: What it is called with.
+        call: What is called with each index and item.
+        items: The items.
         at_once: How many calls are under way at once.
     """
     results: list[Any] = [None] * len(items)
@@ -95,7 +95,7 @@ async def map_bounded(
 
     async def work() -> None:
         for index, item in upcoming:
-            results[index] = await call(item)
+            results[index] = await call(index, item)
 
     await gather(*(work() for _ in range(min(at_once, len(items)))))
     return results

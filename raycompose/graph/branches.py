@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycompose import _serve
-from raycompose.errors import mark
+from raycompose.errors import mark, mark_item
 from raycompose.flow.arguments import single
 from raycompose.flow.concurrency import gather, map_bounded
 from raycompose.flow.references import awaited
@@ -187,12 +187,13 @@ class Each(Branching):
             )
             raise mark(error, self.name, ctx.request_id)
 
-        async def one(item: Any) -> Any:
+        async def one(index: int, item: Any) -> Any:
             try:
                 return await self.branches[0].run_item(item, ctx)
             except Exception as error:
                 if self.return_exceptions:
                     return error
+                mark_item(error, index, self.name)
                 raise
 
         return await map_bounded(one, items, self.max_concurrency)

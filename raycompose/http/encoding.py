@@ -1,13 +1,17 @@
 """Values become JSON."""
 
 import json
+import logging
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from raycompose import _serve
-from raycompose.errors import RayComposeError
-from raycompose.flow.request import ENCODERS
+from raycompose.errors import RayComposeError, failed_stage
+from raycompose.flow import request
+from raycompose.http.statuses import status_of, title_of
+
+logger = logging.getLogger("ray.serve")
 
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _FAILURES = (AttributeError, RecursionError, TypeError, ValueError)
@@ -40,6 +44,19 @@ def json_text(value: Any) -> bytes:
             f"gave {_culprit(value)}, which JSON cannot hold: return a dict, a list, text, a "
             "number, a pydantic model, a dataclass, a NumPy array, bytes or a starlette Response"
         ) from error
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """An error among values: what a client may know of it, as where it is the whole answer."""
+    status, detail = status_of(error)
+    stage = failed_stage(error)
+    if status >= 500:
+        logger.error("a value in an answer is an error of stage %r", stage, exc_info=error)
+    known = {"status": status, "title": title_of(status), "detail": detail, "stage": stage}
+    return {name: what for name, what in known.items() if what is not None}
+
+
+ENCODERS = {**request.ENCODERS, Exception: _failure}
 
 
 def utf8(text: str) -> bytes:

@@ -22,16 +22,15 @@ from raycompose.flow.deadlines import Deadline, earliest
 from raycompose.flow.failures import sendable
 from raycompose.flow.request import plain
 from raycompose.flow.streams import Stream
-from raycompose.graph.branches import Assign, Each, Pick
 from raycompose.graph.calling import GENERATORS, returned_generator
 from raycompose.graph.context import Context
 from raycompose.graph.deadlines import run_before
 from raycompose.graph.nodes import Node, stages
 from raycompose.graph.opening import OpenGraph, open_graph
 from raycompose.graph.sealing import Sealed
-from raycompose.graph.sequences import Sequence
-from raycompose.graph.wrappers import Wrapping
+from raycompose.http.conversion import Conversion, lists_in
 from raycompose.http.decoding import Decoder
+from raycompose.http.entering import conversions, entered
 from raycompose.http.problems import error_response, problem
 from raycompose.http.responses import add_timing, refuse_application, whole
 from raycompose.http.settings import Settings
@@ -66,12 +65,15 @@ class Ingress:
             graph.release()  # it would be in memory twice
         self._settings = settings
         self._timeout_s = settings.timeout_s
-        first, signature = _leading(root), root.first.signature if root.first else None
-        self._decode = Decoder(signature, settings.max_body_bytes, *_taken(first))
         self._any_path = any(stage.signature.takes == "request" for stage in stages(root))
         if _serve.in_replica():
             _serve.receive_any_size()
         self._graph = open_graph(root, _serve.own_user_config())
+        convert = Conversion(root.first.signature) if root.first else None
+        # What HTTP runs: where no one stage comes first, each branch converts what it is sent.
+        self._root = self._graph.root if convert else entered(self._graph.root)
+        lists = lists_in([convert] if convert else conversions(self._root))
+        self._decode = Decoder(convert, settings.max_body_bytes, lists)
         await self._graph.start()
 
     def __dir__(self) -> list[str]:
@@ -154,7 +156,7 @@ class Ingress:
                 else run_before(deadline, partial(self._decode, request))
             )
             ctx.http_scope = request.scope
-            result = await run(self._graph.root, value, ctx, deadline)
+            result = await run(self._root, value, ctx, deadline)
         except Exception as error:
             return add_timing(error_response(error, report), ctx)
         try:
@@ -300,25 +302,6 @@ class Embedded(Hinting, Generic[In, Out]):
     async def _run(self, root: Node, value: Any, ctx: Context) -> Any:
         deadline = earliest(self._timeout_s, embedded_deadline.get())
         return await run(root, plain(value), ctx, deadline)
-
-
-def _leading(node: Node) -> Node:
-    """The stage or the combinator that a graph begins with."""
-    while isinstance(node, Sequence | Wrapping):
-        node = node.children[0]
-    return node
-
-
-def _taken(first: Node) -> tuple[type, tuple[Any, ...]]:
-    """What a combinator that comes first takes, and the keys that it needs."""
-    match first:
-        case Each():
-            return list, ()
-        case Assign():
-            return dict, ()
-        case Pick():
-            return dict, first.keys
-    return object, ()
 
 
 def _unsealed(sealed: Sealed[Node], timeout_s: float | None) -> "Embedded[Any, Any]":

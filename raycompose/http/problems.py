@@ -5,24 +5,16 @@ import math
 import re
 import traceback
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from raycompose.errors import (
-    UNAVAILABLE,
-    ApplicationUnavailableError,
-    NoMatchError,
-    StageTimeoutError,
-    failed_stage,
-    mark,
-)
+from raycompose.errors import failed_item, failed_stage, mark
 from raycompose.graph.context import Context
 from raycompose.http.encoding import UnsendableError, json_text
+from raycompose.http.statuses import status_of, title_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,10 +44,10 @@ def problem(error: Exception, ctx: Context, giver: str | None, *, debug: bool) -
     """
     if isinstance(error, UnsendableError) and giver is not None:
         mark(error, giver, ctx.request_id)
-    status, detail = _status(error)
+    status, detail = status_of(error)
     if status >= 500:
         log(error, ctx)
-    details: dict[str, Any] = {"status": status, "title": _title(status)}
+    details: dict[str, Any] = {"status": status, "title": title_of(status)}
     if detail is None and debug:
         detail = "".join(traceback.format_exception(error))
     if isinstance(detail, str):
@@ -64,6 +56,8 @@ def problem(error: Exception, ctx: Context, giver: str | None, *, debug: bool) -
         details["detail"], details["data"] = _text(detail), detail
     if stage := failed_stage(error):
         details["stage"] = stage
+    if (index := failed_item(error)) is not None:
+        details["index"] = index
     if ctx.request_id:
         details["request_id"] = ctx.request_id
     return details
@@ -108,27 +102,6 @@ def _text(detail: Any) -> str:
         return str(detail)
 
 
-def _status(error: Exception) -> tuple[int, Any]:
-    """The HTTP status of an error, and what the client may know of it."""
-    match error:
-        case HTTPException():
-            return error.status_code, error.detail
-        case NoMatchError():
-            return 422, str(error)
-        case ClientDisconnect():  # for nobody to read, and no fault of ours for the log
-            return 499, None
-        case StageTimeoutError():
-            return 504, str(error)
-        case BackPressureError():
-            return error.status_code, "too many requests are waiting; try again later"
-        case ApplicationUnavailableError():
-            return 503, f"the application {error.app!r} is not running"
-        case _ if isinstance(error, UNAVAILABLE):
-            return 503, "a stage is unavailable; try again later"
-        case _:
-            return 500, None
-
-
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, BackPressureError):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}
@@ -144,10 +117,3 @@ def _headers(error: Exception) -> dict[str, str]:
 
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-
-def _title(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Error"
