@@ -211,8 +211,10 @@ class HTTPError(RayComposeError, HTTPException):
     def __init__(
         self, status: int, detail: Any = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        if not 400 <= status <= 599:
-            raise ValueError(f"HTTPError needs a status from 400 to 599, got {status}")
+        if not isinstance(status, int) or not 400 <= status <= 599:
+            raise ValueError(
+                f"HTTPError(status, detail) needs a status from 400 to 599, got {status!r}"
+            )
         Exception.__init__(self, status, detail, headers)  # what pickling keeps
         self.status = self.status_code = status
         self.detail = detail

@@ -79,7 +79,9 @@ def _numbers(x: int) -> Iterator[int]:
         (lambda: rc.split((is_odd, 100), key=lambda a, b: a), "also requires b"),
         (lambda: rc.switch(rc.stage(_numbers), {1: is_odd}), "streams"),
         (lambda: rc.when(3, is_odd), "a function of the value, or a target that decides"),
-        (lambda: rc.when("kind", is_odd), r"To choose by a key of the value: rc\.switch\('kind'"),
+        (lambda: rc.when("kind", is_odd), r"by a key of the value: lambda value: value\['kind'\]"),
+        (lambda: rc.loop(is_odd, until="done"), r"lambda value: value\['done'\]"),
+        (lambda: rc.when(True, is_odd), "decides: not a stage: got True"),
     ],
 )
 def test_what_cannot_decide_is_refused(compose: Any, message: str) -> None:

@@ -32,7 +32,8 @@ def front(app: rc.Pipeline[Any, Any]) -> Any:
 
 def test_fusing_all_leaves_one_deployment() -> None:
     """Without names every stage goes into the pipeline's own deployment."""
-    app = rc.pipeline(plus("A"), rc.parallel(plus("B"), rc.each(plus("C")) | sum), lambda x: x)
+    inner = rc.pipeline(lambda x: [x], rc.each(plus("C")), sum)
+    app = rc.pipeline(plus("A"), rc.parallel(plus("B"), inner), lambda x: x)
     assert deployed(app) == ["A", "B", "C", "Pipeline"]
     assert deployed(app.fuse()) == ["Pipeline"]
 

@@ -143,3 +143,28 @@ def test_a_closed_client(opened: Any) -> None:
         client.call(1, 2)
     with pytest.raises(rc.RayComposeError, match="is closed: open another"):
         list(client.stream(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("compose", "message"),
+    [
+        (lambda: rc.pipeline(len, rc.each), r"rc\.each makes a stage, and is none: call it"),
+        (lambda: rc.pipeline(len, rc.pipeline), r"call it, as in rc\.pipeline\(\.\.\.\)"),
+        (lambda: rc.pipeline(len, rc.Ref[str]), "not a stage: got raycompose"),
+        (lambda: rc.pipeline(len, list[int]), r"not a stage: got list\[int\]"),
+        (lambda: rc.optional(len, abs), r"would be returned, not called: rc\.fallback"),
+        (lambda: rc.optional(len, rc.pipeline(abs)), r"default=Pipeline\(abs\) would be returned"),
+    ],
+)
+def test_what_makes_stages_is_none(compose: Any, message: str) -> None:
+    """A combinator or a type that is not called, and a stage in the place of a value."""
+    with pytest.raises(rc.CompositionError, match=message):
+        compose()
+
+
+def test_an_http_errors_status_comes_first() -> None:
+    """Whatever is given for the status is in the message."""
+    with pytest.raises(ValueError, match=r"HTTPError\(status, detail\) .* got 'bad'"):
+        rc.HTTPError("bad", 403)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 200"):
+        rc.HTTPError(200)

@@ -20,6 +20,8 @@ from support.composing import (
     refusal,
     square,
     takes_bare_ref,
+    to_list,
+    to_mapping,
     to_text,
     total,
 )
@@ -167,6 +169,11 @@ def test_a_bare_object_ref_parameter_is_refused(target: Any) -> None:
         lambda: rc.pipeline(to_text).then(total),
         lambda: rc.pipeline(add, rc.pipeline(to_text), rc.pipeline(total, add)),
         lambda: rc.pipeline(rc.stage(to_text, timeout_s=1), rc.stage(total, retry=2)),
+        lambda: rc.pipeline(to_text, rc.passthrough, total),
+        lambda: rc.pipeline(to_text, rc.shadow(lambda x: x), total),
+        lambda: rc.pipeline(to_text, rc.shadow(total)),
+        lambda: rc.pipeline(rc.loop(to_text, until=bool), rc.parallel(total)),
+        lambda: rc.pipeline(rc.race(to_text, to_text), total),
     ],
 )
 def test_types_that_cannot_fit_are_refused(compose: Callable[[], Any]) -> None:
@@ -179,11 +186,49 @@ def test_types_that_cannot_fit_are_refused(compose: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("compose", "message"),
+    [
+        (lambda: rc.parallel(a=add) | total, "'parallel' returns dict, but 'total' takes list"),
+        (lambda: rc.parallel(add, add) | add, "'parallel' returns tuple, but 'add' takes int"),
+        (lambda: rc.race(add, add, need=2) | add, "'race' with need=2 returns tuple, but 'add'"),
+        (lambda: rc.assign(a=total) | add, "'assign' returns dict, but 'add' takes int"),
+        (lambda: rc.pick("a", "b") | add, "'pick' returns dict, but 'add' takes int"),
+        (lambda: rc.each(add) | add, "'each' returns list, but 'add' takes int"),
+        (lambda: rc.optional(add) | add, "'optional' has a default of type None, but 'add' takes"),
+        (lambda: rc.optional(add, default="x") | add, "default of type str, but 'add' takes int: "
+                                                      "give it a default= that fits"),
+        (lambda: rc.pipeline(to_text, rc.each(add)), "'to_text' returns str, but 'each' takes a"),
+        (lambda: rc.pipeline(to_list, rc.each(rc.pipeline(total))),
+         "an item of what 'to_list' returns int, but 'total' takes list[int]"),
+        (lambda: rc.pipeline(to_text, rc.pick("a")), "'to_text' returns str, but 'pick' takes a"),
+        (lambda: rc.pipeline(to_text, rc.assign(a=add)), "'to_text' returns str, but 'assign'"),
+        (lambda: rc.pipeline(to_text, rc.parallel(rc.each(add))), "but 'each' takes a list"),
+        (lambda: rc.parallel(a=add) | rc.pick("b"), "'pick' finds no 'b'; the mapping before it "
+                                                    "has 'a'"),
+    ],
+)  # fmt: skip
+def test_combinators_are_held_against_their_neighbors(
+    compose: Callable[[], Any], message: str
+) -> None:
+    """What a combinator gives and takes is known, whatever its branches are."""
+    assert message in refusal(compose)
+
+
+@pytest.mark.parametrize(
     "stages",
     [
         (to_text, lambda x: x, total),
         (add, to_text),
-        (to_text, rc.passthrough, total),
+        (to_list, rc.passthrough, total),
+        (to_list, rc.each(add), total),
+        (to_list, rc.each(lambda x: to_text(x))),
+        (rc.optional(to_list, default=()), total),
+        (rc.loop(add, until=lambda x: x > 3), add),
+        (rc.race(add, add, need=2), total),
+        (to_mapping, rc.pick("a")),
+        (to_mapping, rc.assign(b=lambda x: 1), rc.pick("b")),
+        (rc.parallel(a=add), rc.pick("a"), to_text),
+        (rc.shadow(to_text), total),
         (rc.parallel(to_text, add), total),
         (counted, add),
         (counted, rc.collect, total),

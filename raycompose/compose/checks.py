@@ -1,16 +1,20 @@
 """What fits behind what: a graph that cannot work is refused where it is composed."""
 
 import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from types import GenericAlias
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.serve import Application
 
 from raycompose import _serve
 from raycompose.errors import CompositionError
-from raycompose.graph.annotations import fits, type_name
-from raycompose.graph.branches import Parallel, Pick
+from raycompose.graph.annotations import fits, item_type, type_name
+from raycompose.graph.attempts import Optional, Race
+from raycompose.graph.branches import Assign, Branching, Each, Parallel, Passthrough, Pick, Shadow
+from raycompose.graph.choices import Choosing
 from raycompose.graph.limits import is_count
+from raycompose.graph.loops import Loop
 from raycompose.graph.nodes import Node, Stage, stages
 from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
@@ -20,7 +24,11 @@ from raycompose.graph.wrappers import Wrapping
 def check_fit(before: Sequence, after: Node) -> None:
     """Refuse a node behind others when what they give cannot be what it takes."""
     keys = _keys_given(before)
-    for taker in after.entries:
+    given = tuple(_given(before))
+    for taker in _takers(after):
+        if not isinstance(taker, Stage):
+            _check_combinator(taker, given, keys)
+            continue
         if keys is not None and taker.signature.takes_by_name(keys):
             continue
         if keys is not None and taker.signature.beyond_one:
@@ -44,19 +52,116 @@ def check_fit(before: Sequence, after: Node) -> None:
                 f"stage {taker.label!r} takes a stream whole, but {after.label!r} passes "
                 "items to its branches one by one: take the item, or put the stage behind it"
             )
-        if taker.signature.takes == "request" or taker.takes_stream:
-            continue
-        for giver in before.exits:
-            given, wanted = giver.signature.returns, taker.signature.accepts
-            if not fits(given, wanted):
-                verb = "yields" if giver.signature.streams else "returns"
-                advice = "a stage between them that converts one into the other"
-                if giver.signature.streams and fits(GenericAlias(list, given), wanted):
-                    advice = "rc.collect between them, which puts the items in a list"
-                raise CompositionError(
-                    f"{giver.label!r} {verb} {type_name(given)}, but {taker.label!r} takes "
-                    f"{type_name(wanted)}: put {advice}, or correct the annotation"
+        if taker.signature.takes != "request" and not taker.takes_stream:
+            _check_types(given, taker)
+
+
+class _Given(NamedTuple):
+    """A value that a node may give.
+
+    Args:
+        said: Who gives it, and how: ``"'f' returns"``.
+        type: Its annotation.
+        is_item: It is an item of a stream.
+        advice: What to do where it does not fit.
+    """
+
+    said: str
+    type: Any
+    is_item: bool = False
+    advice: str = (
+        "put a stage between them that converts one into the other, or correct the annotation"
+    )
+
+
+def _given(node: Node) -> Iterator[_Given]:
+    """What a node may give, as far as that is clear."""
+    match node:
+        case Stage():
+            is_item = node.signature.streams
+            said = f"{node.label!r} {'yields' if is_item else 'returns'}"
+            yield _Given(said, node.signature.returns, is_item)
+        case Sequence():
+            changing = [step for step in node.steps if not isinstance(step, _PASSING)]
+            yield from _given(changing[-1]) if changing else ()
+        case Wrapping() | Loop():
+            yield from _given(node.body)
+        case Parallel() | Pick() if node.keys is not None:
+            if type(node) is not Pick or len(node.keys) > 1:
+                yield _Given(f"{node.label!r} returns", dict)
+        case Each():
+            yield _Given(f"{node.label!r} returns", list)
+        case Parallel():
+            yield _Given(f"{node.label!r} returns", tuple)
+        case Race() if node.need > 1:
+            yield _Given(f"{node.label!r} with need={node.need} returns", tuple)
+        case Race() | Choosing():
+            for branch in node.branches:
+                yield from _given(branch)
+        case Optional():
+            yield from _given(node.branches[0])
+            kind = None if node.default is None else type(node.default)
+            said = f"{node.label!r} has a default of type"
+            yield _Given(said, kind, advice="give it a default= that fits")
+
+
+_PASSING = (Passthrough, Shadow)
+"""Nodes that give what they are given."""
+
+
+def _takers(node: Node) -> Iterator[Stage | Each | Assign | Pick]:
+    """What a node's input reaches as it is, of what can be held against it."""
+    match node:
+        case Sequence():
+            for step in node.steps:
+                yield from _takers(step)
+                if not isinstance(step, _PASSING):
+                    break
+        case Wrapping() | Loop():
+            yield from _takers(node.body)
+        case Stage() | Each() | Assign() | Pick():
+            yield node
+    if isinstance(node, Branching) and not isinstance(node, Each):
+        for branch in node.branches:
+            yield from _takers(branch)
+
+
+def _check_types(given: Iterable[_Given], taker: Stage) -> None:
+    wanted = taker.signature.accepts
+    for said, kind, is_item, advice in given:
+        # Whoever is given a combinator's tuple often writes list, and it is as good as one.
+        if not fits(kind, wanted) and not (kind is tuple and fits(list, wanted)):
+            if is_item and fits(GenericAlias(list, kind), wanted):
+                advice = (
+                    "put rc.collect between them, which puts the items in a list, or correct the "
+                    "annotation"
                 )
+            raise CompositionError(
+                f"{said} {type_name(kind)}, but {taker.label!r} takes {type_name(wanted)}: {advice}"
+            )
+
+
+def _check_combinator(
+    taker: Each | Assign | Pick, given: Iterable[_Given], keys: tuple[str, ...] | None
+) -> None:
+    """Refuse what is no list, or no mapping, or has not the keys."""
+    wanted = list | tuple if isinstance(taker, Each) else Mapping
+    for said, kind, _, advice in given:
+        if not fits(kind, wanted):
+            what = "a list" if isinstance(taker, Each) else "a mapping"
+            raise CompositionError(
+                f"{said} {type_name(kind)}, but {taker.label!r} takes {what}: {advice}"
+            )
+        if isinstance(taker, Each):
+            for inner in _takers(taker.branches[0]):
+                if isinstance(inner, Stage):
+                    _check_types([_Given(f"an item of what {said}", item_type(kind))], inner)
+    missing = [k for k in taker.keys if k not in keys] if keys and isinstance(taker, Pick) else ()
+    if keys and missing:
+        raise CompositionError(
+            f"{taker.label!r} finds no {', '.join(map(repr, missing))}; the mapping before it has "
+            f"{', '.join(map(repr, keys))}"
+        )
 
 
 def _keys_given(node: Node) -> tuple[str, ...] | None:

@@ -1,7 +1,10 @@
 """The functions that make pipelines of which one branch answers."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
+
+from ray.serve import Application, Deployment
 
 from raycompose.compose.checks import refuse_streams
 from raycompose.compose.combinators import passthrough
@@ -124,8 +127,14 @@ def optional(
         timeout_s: Seconds that the target may take; by default as long as it takes.
 
     Raises:
-        CompositionError: The target streams, or ``timeout_s`` is no number of seconds above 0.
+        CompositionError: The target streams, the default is a stage, or ``timeout_s`` is no number
+            of seconds above 0.
     """
+    if isinstance(default, Application | Deployment) or inspect.isroutine(default):
+        raise CompositionError(
+            f"rc.optional(): default={default!r} would be returned, not called: rc.fallback(a, b) "
+            "runs b when a fails"
+        )
     if timeout_s is not None and not is_duration(timeout_s):
         raise CompositionError(
             f"rc.optional(): timeout_s must be a number of seconds above 0, got {timeout_s!r}"

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import zip_longest
@@ -125,19 +126,22 @@ def make_branches(
     branches = []
     for target, key in zip_longest(targets, keys):
         try:
-            node = make_node(target)
+            branches.append(_make_inner(target))
         except CompositionError as error:
             where = "" if key is None else f"{key!r}: "
             raise CompositionError(f"in rc.{call}(): {where}{error}") from error
-        if isinstance(target, Composed) and target.given:
-            raise CompositionError(
-                f"in rc.{call}(): {target!r} has front options of its own; set .options(...) on "
-                "the whole pipeline"
-            )
-        for entry in node.entries:
-            check_takes_one(entry)
-        branches.append(node)
     return tuple(branches)
+
+
+def _make_inner(target: Any) -> Node:
+    node = make_node(target)
+    if isinstance(target, Composed) and target.given:
+        raise CompositionError(
+            f"{target!r} has front options of its own; set .options(...) on the whole pipeline"
+        )
+    for entry in node.entries:
+        check_takes_one(entry)
+    return node
 
 
 def make_decider(subject: str, by: Any) -> Decider:
@@ -157,9 +161,9 @@ def make_decider(subject: str, by: Any) -> Decider:
             raise CompositionError(f"{subject} must return one value, but {by!r} is a generator")
         return cast("Decider", by)
     try:
-        (node,) = make_branches("stage", (by,))
+        node = _make_inner(by)
     except CompositionError as error:
-        hint = f" To choose by a key of the value: rc.switch({by!r}, {{...}})."
+        hint = f" To decide by a key of the value: lambda value: value[{by!r}]."
         raise CompositionError(
             f"{subject} must be a function of the value, or a target that decides: {error}"
             f"{hint if isinstance(by, str) else ''}"
@@ -260,6 +264,7 @@ def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] |
             ".remote(), and give one of its methods: actor.method"
         )
     if _is_function(target):
+        _refuse_uncalled(target)
         return Inline(target), lambda: describe(target), _function_name(target)
     raise CompositionError(
         f"not a stage: got {_described(target)}. Accepted: {ACCEPTED}.{_hint(target)}"
@@ -301,11 +306,20 @@ def _is_function(target: Any) -> bool:
     ours = Application | Deployment | DeploymentHandle | ray.actor.ActorClass
     return (
         callable(target)
-        and not inspect.isclass(target)
+        and not inspect.isclass(typing.get_origin(target) or target)
         and not isinstance(target, ours)
         and _serve.task_function(target) is None
         and _serve.method_of_actor(target) is None
     )
+
+
+def _refuse_uncalled(function: Any) -> None:
+    """Refuse a combinator that is not called."""
+    if str(getattr(function, "__module__", "")).startswith("raycompose.compose."):
+        name = function.__name__
+        raise CompositionError(
+            f"rc.{name} makes a stage, and is none: call it, as in rc.{name}(...)"
+        )
 
 
 def _function_name(function: Any) -> str:

@@ -86,6 +86,14 @@ def to_text(x: int) -> str:
     return str(x)
 
 
+def to_list(x: int) -> list[int]:
+    return [x]
+
+
+def to_mapping(x: int) -> dict[str, int]:
+    return {"a": x}
+
+
 def total(xs: list[int]) -> int:
     return sum(xs)
 
