@@ -102,6 +102,30 @@ def test_every_picture_has_the_pipelines_own_deadline() -> None:
     assert "timeout" not in str(rc.pipeline(shorten).graph)
 
 
+def test_the_settings_of_the_edge_are_in_the_picture() -> None:
+    """What ``app.options`` sets of HTTP stands beside the replicas, and is in the plain data."""
+    options = {"stream": "sse", "max_body_bytes": 1000, "debug": True}
+    graph = rc.pipeline(shorten).options(**options).graph
+    assert graph.to_dict().items() >= options.items()
+    for picture in (str(graph), graph.mermaid(), graph.svg()):
+        assert "1 replica · streams as sse · bodies up to 1000 bytes · debug" in picture
+
+
+def test_what_has_one_branch_is_drawn_around_it() -> None:
+    """So it is seen where it ends."""
+    graph = rc.pipeline(rc.each(rc.pipeline(shorten, len), max_concurrency=4), len).graph
+    assert 'subgraph g1["each<br/>4 at once"]' in graph.mermaid()
+    assert "n3 --> n4" in graph.mermaid()
+    assert "each · 4 at once" in graph.svg()
+    assert 'class="frame"' in graph.svg()
+
+
+def test_dashed_arrows_are_in_the_legend_where_there_are_some() -> None:
+    """A mirrored branch, a loop's way back, and what goes by reference."""
+    assert "mirrored, or again" in rc.shadow(shorten).graph.svg()
+    assert "mirrored, or again" not in rc.parallel(shorten, len).graph.svg()
+
+
 def test_the_tree_says_what_the_pipeline_is() -> None:
     """Every branch, condition, weight, limit, replica count and way of passing is in it."""
     text = str(RICH.graph)

@@ -124,7 +124,7 @@ def _called(path: str, arguments: dict[str, Any], app_dir: str) -> Application:
     if isinstance(found, FunctionType) and len(inspect.signature(found).parameters) != 1:
         raise Problem(
             f"{path}{inspect.signature(found)} must take one parameter: the dict of the KEY=VALUE "
-            "arguments, or a pydantic model of them"
+            f"arguments, or a pydantic model of them{_hint(found)}"
         )
     try:
         app = _serve.call_builder(found, arguments)
@@ -135,9 +135,22 @@ def _called(path: str, arguments: dict[str, Any], app_dir: str) -> Application:
         raise Problem(f"{path}: {error}") from error
     except Exception as error:  # whatever the user's function raises
         if frames := their_traceback(error):
-            raise Problem(f"{path} failed:\n{frames}") from error
-        raise Problem(f"{path}: {error}") from error
+            called = ", called to build an application," if isinstance(found, FunctionType) else ""
+            raise Problem(f"{path}{called} failed:\n{frames}") from error
+        said = str(error).rstrip(".")
+        raise Problem(f"{path}: {said}{_hint(found)}") from error
     return app
+
+
+def _hint(found: Any) -> str:
+    """What a function that builds nothing may have been meant to be."""
+    if not isinstance(found, FunctionType):
+        return ""
+    name = found.__name__
+    return (
+        f". {name} was called to build an application; to serve {name} itself, name a pipeline of "
+        f"it: app = rc.pipeline({name})"
+    )
 
 
 def _arguments_wanted(error: pydantic.ValidationError) -> str:

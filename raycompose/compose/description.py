@@ -23,21 +23,26 @@ from raycompose.graph.nodes import Node, Stage, stages
 from raycompose.graph.sequences import Sequence
 from raycompose.graph.targets import Deployed, Hosted, Inline, Target, Task
 from raycompose.graph.wrappers import Gated, Limited, Named
+from raycompose.http.settings import Settings
 
 Description: TypeAlias = dict[str, Any]
 """What ``json.dumps`` takes: dicts, lists, texts, numbers, booleans and ``None``."""
 
 
-def describe(root: Node, front: Deployment, timeout_s: float | None = None) -> Description:
+def describe(root: Node, front: Deployment, settings: Settings) -> Description:
     """Return the description of a pipeline: ``name``, ``replicas``, ``resources`` and ``graph``.
 
     Args:
         root: Its graph.
         front: The deployment that fronts it.
-        timeout_s: Seconds that a request may take; described as ``timeout_s`` where there is one.
+        settings: Those of its edge; each is described by its name where it is not the default.
     """
-    limit = {} if timeout_s is None else {"timeout_s": timeout_s}
-    return {"name": front.name, **_scale(front), **limit, "graph": node(root, _taken(root))}
+    edge = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name != "pipeline" and getattr(settings, field.name) != field.default
+    }
+    return {"name": front.name, **_scale(front), **edge, "graph": node(root, _taken(root))}
 
 
 def node(part: Node, receives: str) -> Description:

@@ -152,7 +152,7 @@ class Pipeline(Composed, Hinting, Generic[In, Out]):
         Raises:
             CompositionError: What ``fuse()`` puts together cannot be merged.
         """
-        return Graph(describe(self.root, self.bind_front(), self.given.get("timeout_s")))
+        return Graph(describe(self.root, self.bind_front(), self.settings))
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         """The picture, for Jupyter."""

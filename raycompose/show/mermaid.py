@@ -3,7 +3,7 @@
 import itertools
 
 from raycompose.compose.description import Description
-from raycompose.show.wording import colour, details, received, scale, title
+from raycompose.show.wording import colour, details, is_around, received, scale, title
 
 _CLASSES = {
     "deployment": "fill:#dbeafe,stroke:#2563eb,color:#0f172a",
@@ -52,6 +52,12 @@ class _Chart:
             return ends
         if "steps" in node:
             return self._steps(node, ends, dotted)
+        if is_around(node):
+            branch = node["branches"][0]
+            self._open(node, branch["label"])
+            ends = self.add(branch["node"], ends, dotted=dotted)
+            self.nodes.append("  end")
+            return ends
         here = f"n{next(self._numbers)}"
         self.nodes.append(f"  {here}{self._box(node)}")
         self.connect(ends, here, received(node), dotted=dotted or node["receives"] == "reference")
@@ -60,14 +66,18 @@ class _Chart:
     def _steps(self, node: Description, ends: Ends, dotted: bool) -> Ends:
         framed = node["kind"] != "sequence"
         if framed:
-            heading = _text(title(node), details(node))
-            self.nodes.append(f"  subgraph g{next(self._numbers)}[{heading}]")
+            self._open(node)
         for step in node["steps"]:
             ends = self.add(step, ends, dotted=dotted)
             dotted = False
         if framed:
             self.nodes.append("  end")
         return ends
+
+    def _open(self, node: Description, label: str = "") -> None:
+        pieces = [*filter(None, (label,)), *details(node)]
+        heading = _text(title(node), pieces)
+        self.nodes.append(f"  subgraph g{next(self._numbers)}[{heading}]")
 
     def _branches(self, node: Description, here: str) -> Ends:
         kind = node["kind"]

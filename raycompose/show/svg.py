@@ -29,7 +29,7 @@ from raycompose.show.shapes import (
     shortened,
     text_width,
 )
-from raycompose.show.wording import colour, details, received, scale, title
+from raycompose.show.wording import colour, details, is_around, received, scale, title
 
 _WIDTH_PX = 1060.0
 _NARROWEST_PX = 420.0
@@ -39,6 +39,7 @@ _LEGEND = {
     "function": "function, in the pipeline's replica",
     "task": "Ray task or actor",
     "other": "another application",
+    "dashed": "by reference, mirrored, or again",
 }
 _COLOURS = {  # fill and line, on light and on dark pages
     "deployment": ("#e3eefd", "#2f6fd0", "#16294a", "#5b9bf5"),
@@ -56,6 +57,8 @@ def svg(description: Description) -> str:
     name = escape(description["name"])
     said = f" · {escape(' · '.join(scale(description)))}" if scale(description) else ""
     kinds = {shape.kind for shape in picture.shapes if isinstance(shape, Box)}
+    if any(isinstance(shape, Arrow) and shape.dash == "dashed" for shape in picture.shapes):
+        kinds.add("dashed")
     legend, legend_width = _legend([kind for kind in _LEGEND if kind in kinds])
     width = round(max(picture.width + 48, legend_width, 240))
     height = round(picture.height + 108)
@@ -120,7 +123,11 @@ def _block(node: Description, limit: float) -> Block:
 
 
 def _branched(node: Description, limit: float) -> Block:
-    head = box(_said(node), "choice", limit=180)
+    if is_around(node):
+        branch, inside = node["branches"][0], max(limit - 28, _NARROWEST_PX)
+        heading = [title(node), *filter(None, (branch["label"],)), *details(node)]
+        return frame(_block(branch["node"], inside), heading, "")
+    head = box(_said(node), "choice", limit=200)
     ways = [_way(branch["node"], branch["label"]) for branch in node["branches"]]
     room = max(way.room for way in ways)
     inside = max(limit - head.width - room - 26, _NARROWEST_PX)
@@ -189,13 +196,13 @@ def _(shape: Text) -> str:
 
 
 def _legend(kinds: list[str]) -> tuple[str, float]:
-    """What the colours mean, in one line, and its width."""
+    """What the colours and the dashes mean, in one line, and its width."""
     x, drawn = 0.0, []
     for kind in kinds:
-        drawn.append(
-            f'<rect class="{kind}" x="{x:g}" y="-9" width="14" height="10" rx="3"/>'
-            f'<text class="said" x="{x + 20:g}" y="0">{_LEGEND[kind]}</text>'
-        )
+        sign = f'<rect class="{kind}" x="{x:g}" y="-9" width="14" height="10" rx="3"/>'
+        if kind == "dashed":
+            sign = f'<path class="arrow dashed" d="M{x:g} -4h14"/>'
+        drawn.append(f'{sign}<text class="said" x="{x + 20:g}" y="0">{_LEGEND[kind]}</text>')
         x += 20 + text_width(_LEGEND[kind], TEXT_PX) + 18
     return "".join(drawn), x + 48
 

@@ -42,7 +42,7 @@ def details(node: Description) -> list[str]:
 
 
 def scale(described: Description) -> list[str]:
-    """Return how many replicas something has, what each asks for, and a pipeline's deadline.
+    """Return how many replicas something has, what each asks for, and a pipeline's settings.
 
     >>> scale({"replicas": [1, 4], "resources": {"num_gpus": 0.5, "num_cpus": 2}})
     ['1 to 4 replicas', '0.5 GPU', '2 CPU']
@@ -54,9 +54,8 @@ def scale(described: Description) -> list[str]:
     elif replicas is not None:
         pieces.append(f"{replicas} replica{'s' * (replicas != 1)}")
     pieces += resources(described.get("resources") or {})
-    if "timeout_s" in described:
-        pieces.append(_said("timeout_s", described["timeout_s"]))
-    return pieces
+    settings = ("timeout_s", "stream", "max_body_bytes", "debug")
+    return pieces + [_said(name, described[name]) for name in settings if name in described]
 
 
 def resources(asked: Mapping[str, float]) -> list[str]:
@@ -89,6 +88,11 @@ def colour(node: Description) -> str:
     return {"actor": "task", "application": "other"}.get(runs, runs if runs in _RUNS else "other")
 
 
+def is_around(node: Description) -> bool:
+    """Tell whether a part is drawn around its one branch, as it has nothing to choose or join."""
+    return len(node.get("branches", ())) == 1 and node["kind"] not in ("shadow", "loop")
+
+
 def _running(node: Description) -> list[str]:
     runs = _RUNS.get(str(node["runs"]), str(node["runs"]))
     if node.get("application") not in (None, node.get("name")):
@@ -108,6 +112,9 @@ _PHRASES = {
     "max_in_flight": "{} in flight",
     "max_iterations": "{} rounds",
     "timeout_s": "timeout {} s",
+    "stream": "streams as {}",
+    "max_body_bytes": "bodies up to {} bytes",
+    "debug": "debug",
 }
 
 
