@@ -261,7 +261,7 @@ def test_a_builder_that_raises_shows_its_own_line(bad: str) -> None:
     """The user's own traceback, without ours or Ray's frames."""
     done = typed("check", "bad_apps:raises", "--app-dir", bad)
     assert done.exit_code == 1
-    assert "bad_apps:raises failed:" in done.output
+    assert "bad_apps:raises, called to build an application, failed:" in done.output
     assert 'raise OSError("no weights here")' in done.output
     assert "OSError: no weights here" in done.output
     assert "raycompose/" not in done.output
