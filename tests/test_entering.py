@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import pickle
 from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pydantic
@@ -11,6 +14,8 @@ from starlette.requests import Request
 from support.local_http import http, problem
 
 import raycompose as rc
+from raycompose.graph.sequences import Sequence
+from raycompose.http.entering import Entering, conversions, entered
 
 
 class Text(pydantic.BaseModel):
@@ -21,9 +26,9 @@ def shout(item: Text) -> str:
     return item.text.upper()
 
 
-async def slowly(item: Text) -> str:
+async def slowly(item: Any) -> str:
     await asyncio.sleep(9)
-    return item.text
+    return "late"
 
 
 def repeat(text: str, times: int = 1) -> str:
@@ -57,6 +62,30 @@ def grow(item: Text) -> Text:
 
 def grow_pair(text: str, n: int = 0) -> dict[str, Any]:
     return {"text": text + "+", "n": n + 1}
+
+
+def grow_by_place(text: str, n: int = 0, /) -> dict[str, Any]:
+    return grow_pair(text, n)
+
+
+def over_limit(item: Text, limit: int = 3) -> bool:
+    return len(item.text) > limit
+
+
+def whole(order: dict[str, Any], verbose: bool = False) -> Any:
+    return [order, verbose] if verbose else order
+
+
+def answer(request: Request, n: int = 0) -> str:
+    return request.method
+
+
+def session(item: Text) -> str:
+    return item.text
+
+
+async def referred(ref: rc.Ref[Any]) -> Any:
+    return await ref
 
 
 def total(xs: list[int]) -> int:
@@ -121,7 +150,21 @@ LONG, SHORT, WRONG = {"text": "long"}, {"text": "a"}, {"txt": "a"}
         (rc.loop(grow, until=lambda item: len(item.text) > 3), SHORT, {"text": "a+++"}),
         (rc.loop(grow_pair, until=lambda x: x["n"] > 3), {"text": "", "n": "2"},
          {"text": "++", "n": 4}),
+        (rc.loop(rc.fallback(grow, grow), until=is_long), SHORT, {"text": "a+++"}),
+        (rc.loop(grow_by_place, until=lambda x: x["n"] > 3), {"text": "", "n": "2"},
+         {"text": "++", "n": 4}),
+        (rc.loop(answer, until=bool), SHORT, "POST"),
         (rc.pipeline(rc.shadow(increment), shout), SHORT, "A"),
+        (rc.pipeline(rc.stage(rc.shadow(increment), name="mirror"), shout), SHORT, "A"),
+        (rc.pipeline(rc.stage(rc.passthrough, timeout_s=9), rc.shadow(len), shout, len), LONG, 4),
+        (rc.pipeline(rc.shadow(len), rc.parallel(referred, increment)), "1", ["1", 2]),
+        (rc.pipeline(rc.passthrough, rc.parallel(referred, rc.pick("text"))), SHORT, [SHORT, "a"]),
+        (rc.pipeline(rc.passthrough, rc.parallel(referred, rc.each(increment))), [1], [[1], [2]]),
+        (rc.when(partial(over_limit, limit=3), shout, repeat), LONG, "LONG"),
+        (rc.when(over_limit, shout, repeat), LONG, "LONG"),
+        (rc.parallel(whole), SHORT, [SHORT]),
+        (rc.parallel(whole), {"order": SHORT, "verbose": "1"}, [[SHORT, True]]),
+        (rc.stage(rc.parallel(shout), affinity=session), SHORT, ["A"]),
         (rc.pipeline(rc.passthrough, rc.parallel(shout)), SHORT, ["A"]),
         (rc.stage(rc.parallel(shout, shout), timeout_s=9, name="both"), SHORT, ["A", "A"]),
         (rc.parallel(path), SHORT, [["POST", SHORT]]),
@@ -145,7 +188,9 @@ def test_each_branch_converts_what_was_sent(first: Any, sent: Any, result: Any) 
         (rc.fallback(shout, repeat), WRONG, "shout", "item.text: Field required"),
         (rc.fallback(repeat, lambda x: 1), WRONG, "repeat", "missing: text"),
         (rc.assign(n=shout), WRONG, "shout", "item.text: Field required"),
-        (rc.loop(grow, until=is_long), WRONG, "loop", "item.text: Field required"),
+        (rc.loop(grow, until=is_long), WRONG, "grow", "item.text: Field required"),
+        (rc.loop(rc.each(increment), until=all), WRONG, "each", "takes a list, but was sent an"),
+        (rc.when(over_limit, shout), WRONG, "when", "item.text: Field required"),
         (rc.parallel(rc.pipeline(shout, len)), WRONG, "shout", "item.text: Field required"),
         (rc.parallel(rc.each(increment)), 1, "each", "takes a list, but was sent int 1"),
         (rc.parallel(rc.pick("a"), rc.pick("text")), LONG, "pick", "missing: a"),
@@ -215,6 +260,40 @@ def test_an_error_in_a_list_is_what_a_client_may_know_of_it() -> None:
     ]
 
 
+def test_an_errors_detail_in_a_list_may_be_anything() -> None:
+    """What JSON cannot hold is told as text, and the other items are not lost."""
+
+    def failing(x: int) -> int:
+        detail = {"when": datetime(2020, 1, 1)} if x else {"what": complex(1, 2)}
+        raise rc.HTTPError(400, detail)
+
+    found = http(rc.each(failing, return_exceptions=True)).post("/", json=[1, 0]).json()
+    assert [item["detail"] for item in found] == [
+        {"when": "2020-01-01T00:00:00"},
+        "{'what': (1+2j)}",
+    ]
+
+
+def test_a_step_that_passes_on_leaves_how_values_travel() -> None:
+    """What is behind a leading shadow stays in one piece, where a result may stay where it is."""
+    app = rc.pipeline(rc.shadow(len), shout, len, len)
+    assert isinstance(app.root, Sequence)
+    _, rest = entered(app.root).children
+    assert isinstance(rest, Entering)
+    assert [type(node).__name__ for node in rest.children] == ["Sequence"]
+    assert [step.label for step in rest.body.children] == ["shout", "len", "len"]
+
+
+def test_the_graph_that_http_runs_can_be_sent() -> None:
+    """A branch's stream may be iterated in another replica; what converts is made there anew."""
+    graph = entered(rc.fallback(shout, repeat).root)
+    assert http(rc.fallback(shout, repeat)).post("/", json=SHORT).text == "A"
+    for conversion in conversions(graph):
+        assert conversion.converts  # made, and not pickled: pydantic's validators cannot be
+    again = pickle.loads(pickle.dumps(graph))
+    assert [c.signature for c in conversions(again)] == [c.signature for c in conversions(graph)]
+
+
 def test_a_stream_of_errors_tells_no_secrets() -> None:
     """Nor does a line of a stream."""
 
@@ -229,8 +308,12 @@ def test_a_stream_of_errors_tells_no_secrets() -> None:
 
 def test_an_error_that_is_returned_is_the_answer() -> None:
     """What the last stage returns rather than raises has its status."""
-    details = problem(http(lambda x: rc.HTTPError(403, "not yours")).post("/", json=1), 403)
-    assert details["detail"] == "not yours"
+
+    def forbidding(x: Any) -> Any:
+        return rc.HTTPError(403, "not yours")
+
+    details = problem(http(forbidding).post("/", json=1), 403)
+    assert (details["detail"], details["stage"]) == ("not yours", "forbidding")
     assert "detail" not in problem(http(lambda x: ValueError("a secret")).post("/", json=1), 500)
 
 
@@ -251,6 +334,11 @@ def test_queries_and_forms_give_lists_to_branches_that_all_take_them() -> None:
 
     assert http(rc.parallel(single)).get("/?xs=1").json() == [1]
     assert "Input should be a valid list" in http(rc.parallel(single, total)).get("/?xs=1").text
+
+    def tagged(xs: list[str]) -> str:
+        return xs[0]
+
+    assert http(rc.switch(tagged, {"1": lambda x: x})).get("/?xs=1").json() == {"xs": ["1"]}
 
 
 def test_text_that_was_to_be_json_is_told() -> None:

@@ -1,9 +1,10 @@
 """Composing: what is refused, where it is written, and what the message says."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from fastapi import FastAPI
@@ -185,14 +186,46 @@ def test_types_that_cannot_fit_are_refused(compose: Callable[[], Any]) -> None:
     assert "list[int]" in message
 
 
+def spread(a: int, b: int = 0) -> int:
+    return a + b
+
+
+def spread_one(x: dict[str, int]) -> int:
+    return len(x)
+
+
+def to_rows(x: int) -> list[dict[str, int]]:
+    return [{"a": x}]
+
+
+def to_ref(x: int) -> rc.Ref[dict]:  # type: ignore[type-arg]  # people write it
+    raise NotImplementedError
+
+
+def to_words(x: int) -> list[str]:
+    return [str(x)]
+
+
+def iterated(xs: Iterator[str]) -> list[str]:
+    return list(xs)
+
+
+def means(xs: np.ndarray | None) -> float:
+    return 0.0 if xs is None else float(np.mean(xs))
+
+
+def none_or_number(x: int = None) -> int:  # type: ignore[assignment]  # noqa: RUF013
+    return x or 0
+
+
 @pytest.mark.parametrize(
     ("compose", "message"),
     [
         (lambda: rc.parallel(a=add) | total, "'parallel' returns dict, but 'total' takes list"),
         (lambda: rc.parallel(add, add) | add, "'parallel' returns tuple, but 'add' takes int"),
         (lambda: rc.race(add, add, need=2) | add, "'race' with need=2 returns tuple, but 'add'"),
-        (lambda: rc.assign(a=total) | add, "'assign' returns dict, but 'add' takes int"),
-        (lambda: rc.pick("a", "b") | add, "'pick' returns dict, but 'add' takes int"),
+        (lambda: rc.assign(a=total) | to_text, "'assign' returns dict, but 'to_text' takes int"),
+        (lambda: rc.pick("a", "b") | to_text, "'pick' returns dict, but 'to_text' takes int"),
         (lambda: rc.each(add) | add, "'each' returns list, but 'add' takes int"),
         (lambda: rc.optional(add) | add, "'optional' has a default of type None, but 'add' takes"),
         (lambda: rc.optional(add, default="x") | add, "default of type str, but 'add' takes int: "
@@ -205,6 +238,10 @@ def test_types_that_cannot_fit_are_refused(compose: Callable[[], Any]) -> None:
         (lambda: rc.pipeline(to_text, rc.parallel(rc.each(add))), "but 'each' takes a list"),
         (lambda: rc.parallel(a=add) | rc.pick("b"), "'pick' finds no 'b'; the mapping before it "
                                                     "has 'a'"),
+        (lambda: rc.parallel(a=add) | rc.passthrough | rc.pick("b"), "'pick' finds no 'b'"),
+        (lambda: rc.parallel(a=add) | rc.stage(rc.passthrough, name="same") | rc.pick("b"),
+         "'pick' finds no 'b'"),
+        (lambda: rc.pipeline(to_ref, rc.each(add)), "returns dict, but 'each' takes a list"),
     ],
 )  # fmt: skip
 def test_combinators_are_held_against_their_neighbors(

@@ -1,6 +1,7 @@
 """What fits behind what: a graph that cannot work is refused where it is composed."""
 
 import inspect
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from types import GenericAlias
 from typing import Any, NamedTuple
@@ -9,15 +10,17 @@ from ray.serve import Application
 
 from raycompose import _serve
 from raycompose.errors import CompositionError
-from raycompose.graph.annotations import fits, item_type, type_name
+from raycompose.flow.references import Ref
+from raycompose.graph.annotations import UNKNOWN, fits, item_type, type_name, without_optional
 from raycompose.graph.attempts import Optional, Race
-from raycompose.graph.branches import Assign, Branching, Each, Parallel, Passthrough, Pick, Shadow
+from raycompose.graph.branches import Assign, Branching, Each, Parallel, Pick
 from raycompose.graph.choices import Choosing
 from raycompose.graph.limits import is_count
 from raycompose.graph.loops import Loop
 from raycompose.graph.nodes import Node, Stage, stages
 from raycompose.graph.sealing import Sealed
 from raycompose.graph.sequences import Sequence
+from raycompose.graph.signatures import Signature
 from raycompose.graph.wrappers import Wrapping
 
 
@@ -52,8 +55,7 @@ def check_fit(before: Sequence, after: Node) -> None:
                 f"stage {taker.label!r} takes a stream whole, but {after.label!r} passes "
                 "items to its branches one by one: take the item, or put the stage behind it"
             )
-        if taker.signature.takes != "request" and not taker.takes_stream:
-            _check_types(given, taker)
+        _check_types(given, taker)
 
 
 class _Given(NamedTuple):
@@ -63,12 +65,14 @@ class _Given(NamedTuple):
         said: Who gives it, and how: ``"'f' returns"``.
         type: Its annotation.
         is_item: It is an item of a stream.
+        is_annotated: It is a stage's own, rather than what a combinator makes of it.
         advice: What to do where it does not fit.
     """
 
     said: str
     type: Any
     is_item: bool = False
+    is_annotated: bool = True
     advice: str = (
         "put a stage between them that converts one into the other, or correct the annotation"
     )
@@ -80,21 +84,21 @@ def _given(node: Node) -> Iterator[_Given]:
         case Stage():
             is_item = node.signature.streams
             said = f"{node.label!r} {'yields' if is_item else 'returns'}"
-            yield _Given(said, node.signature.returns, is_item)
+            yield _Given(said, _behind(node.signature.returns), is_item)
         case Sequence():
-            changing = [step for step in node.steps if not isinstance(step, _PASSING)]
+            changing = [step for step in node.steps if not step.passes_on]
             yield from _given(changing[-1]) if changing else ()
         case Wrapping() | Loop():
             yield from _given(node.body)
         case Parallel() | Pick() if node.keys is not None:
             if type(node) is not Pick or len(node.keys) > 1:
-                yield _Given(f"{node.label!r} returns", dict)
+                yield _Given(f"{node.label!r} returns", dict, is_annotated=False)
         case Each():
-            yield _Given(f"{node.label!r} returns", list)
+            yield _Given(f"{node.label!r} returns", list, is_annotated=False)
         case Parallel():
-            yield _Given(f"{node.label!r} returns", tuple)
+            yield _Given(f"{node.label!r} returns", tuple, is_annotated=False)
         case Race() if node.need > 1:
-            yield _Given(f"{node.label!r} with need={node.need} returns", tuple)
+            yield _Given(f"{node.label!r} with need={node.need} returns", tuple, is_annotated=False)
         case Race() | Choosing():
             for branch in node.branches:
                 yield from _given(branch)
@@ -102,11 +106,8 @@ def _given(node: Node) -> Iterator[_Given]:
             yield from _given(node.branches[0])
             kind = None if node.default is None else type(node.default)
             said = f"{node.label!r} has a default of type"
-            yield _Given(said, kind, advice="give it a default= that fits")
-
-
-_PASSING = (Passthrough, Shadow)
-"""Nodes that give what they are given."""
+            advice = "give it a default= that fits"
+            yield _Given(said, kind, is_annotated=False, advice=advice)
 
 
 def _takers(node: Node) -> Iterator[Stage | Each | Assign | Pick]:
@@ -115,7 +116,7 @@ def _takers(node: Node) -> Iterator[Stage | Each | Assign | Pick]:
         case Sequence():
             for step in node.steps:
                 yield from _takers(step)
-                if not isinstance(step, _PASSING):
+                if not step.passes_on:
                     break
         case Wrapping() | Loop():
             yield from _takers(node.body)
@@ -127,10 +128,11 @@ def _takers(node: Node) -> Iterator[Stage | Each | Assign | Pick]:
 
 
 def _check_types(given: Iterable[_Given], taker: Stage) -> None:
+    if taker.signature.takes == "request" or taker.takes_stream:
+        return
     wanted = taker.signature.accepts
-    for said, kind, is_item, advice in given:
-        # Whoever is given a combinator's tuple often writes list, and it is as good as one.
-        if not fits(kind, wanted) and not (kind is tuple and fits(list, wanted)):
+    for said, kind, is_item, is_annotated, advice in given:
+        if not fits(kind, wanted) and (is_annotated or not _may_be(kind, taker.signature)):
             if is_item and fits(GenericAlias(list, kind), wanted):
                 advice = (
                     "put rc.collect between them, which puts the items in a list, or correct the "
@@ -141,12 +143,29 @@ def _check_types(given: Iterable[_Given], taker: Stage) -> None:
             )
 
 
+def _may_be(kind: Any, signature: Signature) -> bool:
+    """Whether what a combinator gives may do, although it is not what the annotation says."""
+    if kind is None:
+        return signature.parameters[0].default is None
+    if kind in (list, tuple):  # people write list for a tuple, and give both to NumPy
+        wanted = without_optional(signature.accepts)
+        return fits(list, wanted) or hasattr(wanted, "__array__")
+    return signature.takes_several and fits(kind, Mapping)
+
+
+def _behind(returns: Any) -> Any:
+    """The type of the value behind a reference that is returned."""
+    if (typing.get_origin(returns) or returns) is not Ref:
+        return returns
+    return next(iter(typing.get_args(returns)), UNKNOWN)
+
+
 def _check_combinator(
     taker: Each | Assign | Pick, given: Iterable[_Given], keys: tuple[str, ...] | None
 ) -> None:
     """Refuse what is no list, or no mapping, or has not the keys."""
     wanted = list | tuple if isinstance(taker, Each) else Mapping
-    for said, kind, _, advice in given:
+    for said, kind, _, _, advice in given:
         if not fits(kind, wanted):
             what = "a list" if isinstance(taker, Each) else "a mapping"
             raise CompositionError(
@@ -155,9 +174,10 @@ def _check_combinator(
         if isinstance(taker, Each):
             for inner in _takers(taker.branches[0]):
                 if isinstance(inner, Stage):
-                    _check_types([_Given(f"an item of what {said}", item_type(kind))], inner)
+                    item = _Given(f"an item of what {said}", item_type(kind), is_annotated=False)
+                    _check_types([item], inner)
     missing = [k for k in taker.keys if k not in keys] if keys and isinstance(taker, Pick) else ()
-    if keys and missing:
+    if missing and keys:
         raise CompositionError(
             f"{taker.label!r} finds no {', '.join(map(repr, missing))}; the mapping before it has "
             f"{', '.join(map(repr, keys))}"
@@ -167,7 +187,8 @@ def _check_combinator(
 def _keys_given(node: Node) -> tuple[str, ...] | None:
     """The keys of the mapping that a node gives, where they are known."""
     if isinstance(node, Sequence):
-        return _keys_given(node.steps[-1])
+        changing = [step for step in node.steps if not step.passes_on]
+        return _keys_given(changing[-1]) if changing else None
     if isinstance(node, Wrapping):
         return _keys_given(node.body)
     if isinstance(node, Pick):

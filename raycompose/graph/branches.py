@@ -32,6 +32,11 @@ class Passthrough(Node):
         value = single(value, self.name)
         return await awaited(value)
 
+    @property
+    def passes_on(self) -> bool:
+        """Always."""
+        return True
+
 
 @dataclass(frozen=True)
 class Branching(Node):
@@ -156,6 +161,11 @@ class Shadow(Branching):
             )
 
     @property
+    def passes_on(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def streams(self) -> bool:
         """Never: the input is passed on."""
         return False
@@ -180,7 +190,7 @@ class Each(Branching):
 
     async def run(self, value: Any, ctx: Context) -> list[Any]:
         """Give the results in the items' order."""
-        items = single(value, self.name)
+        items = await awaited(single(value, self.name))
         if not isinstance(items, list | tuple):
             error = TypeError(
                 f"{self.name!r} takes a list (or a tuple), but got {type(items).__name__}"

@@ -34,11 +34,15 @@ class Loop(Node):
         """
         value = single(value, self.name)
         value = await awaited(value)
-        for _ in range(self.max_iterations):
-            value = await self.body.run_item(value, ctx)
+        for number in range(self.max_iterations):
+            value = await self.body_of(number).run_item(value, ctx)
             if await decide(self.until, value, ctx):
                 return value
         raise mark(LoopError(self.name, self.max_iterations), self.name, ctx.request_id)
+
+    def body_of(self, number: int) -> Node:
+        """Return what runs in an iteration; they are numbered from 0."""
+        return self.body
 
     @property
     def children(self) -> tuple[Node, ...]:

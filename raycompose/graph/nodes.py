@@ -131,6 +131,11 @@ class Node:
         return False
 
     @property
+    def passes_on(self) -> bool:
+        """Whether the node's result is its input, as it is."""
+        return False
+
+    @property
     def portable(self) -> bool:
         """Whether the node can run in another replica as well."""
         return all(stage.target.portable for stage in stages(self))

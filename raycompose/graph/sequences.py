@@ -125,6 +125,11 @@ class Sequence(Node):
         return streaming
 
     @property
+    def passes_on(self) -> bool:
+        """Whether all steps do."""
+        return all(step.passes_on for step in self.steps)
+
+    @property
     def takes_stream(self) -> bool:
         """Whether the first step does."""
         return self.steps[0].takes_stream

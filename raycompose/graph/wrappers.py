@@ -71,6 +71,11 @@ class Wrapping(Node):
         return self.body.exits
 
     @property
+    def passes_on(self) -> bool:
+        """Whether the body does."""
+        return self.body.passes_on
+
+    @property
     def takes_stream(self) -> bool:
         """Whether the body does."""
         return self.body.takes_stream

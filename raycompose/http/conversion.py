@@ -35,9 +35,15 @@ class Conversion:
 
     Args:
         signature: The stage's.
+        or_whole: An object that does not fit several parameters may be the value of the first.
     """
 
     signature: Signature
+    or_whole: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, as of a node."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __call__(self, value: Any) -> Any:
         """Return the arguments as one value.
@@ -52,9 +58,11 @@ class Conversion:
         if not signature.known:
             return Arguments() if value is NOTHING else value
         if isinstance(value, dict) and signature.takes_several:
-            if misfit := signature.misfit(value):
+            misfit = signature.misfit(value)
+            if misfit is None:
+                return signature.spread({k: self._validated(k, v) for k, v in value.items()})
+            if not self.or_whole or signature.beyond_one != []:
                 raise HTTPError(422, misfit)
-            return signature.spread({k: self._validated(k, v) for k, v in value.items()})
         if value is NOTHING:
             if required := signature.required:
                 raise HTTPError(422, f"nothing was sent, but {', '.join(required)} is required")

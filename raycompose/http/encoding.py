@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from raycompose import _serve
@@ -52,11 +52,15 @@ def _failure(error: Exception) -> dict[str, Any]:
     stage = failed_stage(error)
     if status >= 500:
         logger.error("a value in an answer is an error of stage %r", stage, exc_info=error)
+    try:
+        detail = _serve.jsonable(detail, ENCODERS)
+    except _FAILURES:
+        detail = str(detail)
     known = {"status": status, "title": title_of(status), "detail": detail, "stage": stage}
     return {name: what for name, what in known.items() if what is not None}
 
 
-ENCODERS = {**request.ENCODERS, Exception: _failure}
+ENCODERS: dict[Any, Callable[[Any], Any]] = {**request.ENCODERS, Exception: _failure}
 
 
 def utf8(text: str) -> bytes:

@@ -10,8 +10,9 @@ from typing import Any
 from starlette.requests import Request as StarletteRequest
 
 from raycompose.errors import HTTPError, mark
-from raycompose.flow.arguments import Arguments
-from raycompose.graph.branches import Assign, Branching, Each, Passthrough, Pick, Shadow
+from raycompose.flow.references import Ref
+from raycompose.graph.affinity import Sticky
+from raycompose.graph.branches import Assign, Branching, Each, Pick
 from raycompose.graph.choices import Choosing
 from raycompose.graph.context import Context
 from raycompose.graph.loops import Loop
@@ -22,18 +23,16 @@ from raycompose.graph.wrappers import Wrapping
 from raycompose.http.conversion import Conversion
 from raycompose.http.decoding import hinted
 
-Convert = Callable[[Any], Any]
-
 
 @dataclass(frozen=True)
 class Entering(Wrapping):
-    """A node that what was sent over HTTP reaches as it is: converts it, as a first stage's is.
+    """Converts what was sent over HTTP before its body runs on it, as is done for a first stage.
 
     Args:
-        convert: What makes the node's input of it.
+        convert: Makes the body's input of what was sent.
     """
 
-    convert: Convert
+    convert: Callable[[Any], Any]
 
     async def run(self, value: Any, ctx: Context) -> Any:
         """Run the body on the converted value.
@@ -41,6 +40,10 @@ class Entering(Wrapping):
         Raises:
             HTTPError: The value does not fit: 422.
         """
+        if isinstance(value, Ref):  # a step in front passed on what was sent
+            if self.takes_reference:
+                return await self.body.run(value, ctx)
+            value = await value
         try:
             value = self.convert(value)
         except HTTPError as error:
@@ -50,10 +53,42 @@ class Entering(Wrapping):
             raise mark(error, where.goes_by, ctx.request_id) from error.__cause__
         return await self.body.run(value, ctx)
 
+
+@dataclass(frozen=True)
+class EnteringLoop(Loop):
+    """A loop whose first round is given what was sent, and the others what the one before gave.
+
+    Args:
+        enters: The body, as HTTP runs it.
+    """
+
+    enters: Node
+
+    def body_of(self, number: int) -> Node:
+        """Return the body that converts for the first round."""
+        return self.body if number else self.enters
+
     @property
-    def portable(self) -> bool:
-        """Never: what converts is made once, in this process."""
-        return False
+    def children(self) -> tuple[Node, ...]:
+        """The loop's, and the body that converts."""
+        return (*super().children, self.enters)
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """A function that decides by what was sent, converted to what its parameter's annotation says.
+
+    Args:
+        decide: The function.
+        convert: Makes its one argument of what was sent.
+    """
+
+    decide: Callable[[Any], Any]
+    convert: Conversion
+
+    def __call__(self, value: Any) -> Any:
+        """Return what the function does."""
+        return self.decide(self.convert(value))
 
 
 def entered(node: Node) -> Node:
@@ -64,16 +99,15 @@ def entered(node: Node) -> Node:
     if node.first is not None:
         signature = node.first.signature
         takes_request = signature.takes == "request"
-        return node if takes_request else Entering("", node, Conversion(signature))
+        return node if takes_request else Entering("", node, Conversion(signature, or_whole=True))
     match node:
         case Sequence():
-            passing = takewhile(lambda step: isinstance(step, Shadow | Passthrough), node.steps)
-            reached = sum(1 for _ in passing) + 1
-            return node.with_children((*map(entered, node.steps[:reached]), *node.steps[reached:]))
+            return _entered_sequence(node)
         case Pick():
             return Entering("", node, partial(_an_object, keys=node.keys))
-        case Loop() if node.body.first is not None:
-            return Entering("", node, _OneValue(node.body.first.signature))
+        case Loop():
+            rounds = (node.body, node.until, node.max_iterations)
+            return EnteringLoop(node.label, *rounds, entered(node.body), name=node.name)
         case Wrapping() | Branching():
             node = node.with_children(tuple(map(entered, node.children)))
     match node:
@@ -81,25 +115,31 @@ def entered(node: Node) -> Node:
             return Entering("", node, _a_list)
         case Assign():
             return Entering("", node, _an_object)
-        case Choosing() if callable(node.by):
+        case Choosing() | Sticky() if callable(node.by):
             return dataclasses.replace(node, by=_deciding(node.by))
     return node
 
 
+def _entered_sequence(sequence: Sequence) -> Sequence:
+    """The same, where the first steps may pass on what was sent to the one behind them."""
+    passing = list(takewhile(lambda step: step.passes_on, sequence.steps))
+    if not passing:
+        return sequence.with_children((entered(sequence.steps[0]), *sequence.steps[1:]))
+    count = len(passing)
+    rest: tuple[Node, ...] = sequence.steps[count:]
+    if len(rest) > 1:  # in one, which stays as it is if it begins with a stage
+        ends_first = frozenset(p - count for p in sequence.ends_first if p >= count)
+        rest = (Sequence("", rest, ends_first),)
+    return sequence.with_children((*map(entered, passing), *map(entered, rest)))
+
+
 def conversions(node: Node) -> Iterator[Conversion]:
     """Give what converts in a graph as HTTP runs it."""
-    converts = (n.convert for n in walk(node) if isinstance(n, Entering))
-    return (convert for convert in converts if isinstance(convert, Conversion))
-
-
-class _OneValue(Conversion):
-    """What a loop takes, whose body gets its own result next: an object stays one value."""
-
-    def __call__(self, value: Any) -> Any:
-        converted = super().__call__(value)
-        if type(converted) is not Arguments:
-            return converted
-        return value if converted.args else dict(converted.kwargs)
+    for part in walk(node):
+        converter = getattr(part, "by", None) if not isinstance(part, Entering) else part
+        convert = getattr(converter, "convert", None)
+        if isinstance(convert, Conversion):
+            yield convert
 
 
 def _a_list(value: Any) -> Any:
@@ -120,7 +160,8 @@ def _called(value: Any) -> str:
     return "an object" if isinstance(value, dict) else f"{type(value).__name__} {value!r:.40}"
 
 
-def _deciding(decide: Convert) -> Convert:
-    """A function that decides, given what its annotation says."""
-    convert = Conversion(describe(decide))
-    return (lambda value: decide(convert(value))) if convert.converts else decide
+def _deciding(decide: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What decides by one value, which is never spread."""
+    signature = describe(decide)
+    convert = Conversion(dataclasses.replace(signature, parameters=signature.parameters[:1]))
+    return Deciding(decide, convert) if convert.converts else decide

@@ -157,6 +157,9 @@ class Ingress:
             )
             ctx.http_scope = request.scope
             result = await run(self._root, value, ctx, deadline)
+            if isinstance(result, Exception):
+                giver = _giver(self._graph.root, ctx)
+                raise mark(result, giver, ctx.request_id) if giver else result
         except Exception as error:
             return add_timing(error_response(error, report), ctx)
         try:

@@ -20,12 +20,9 @@ def whole(result: Any) -> Response:
 
     Raises:
         UnsendableError: The result has no form in HTTP.
-        Exception: The result is one.
     """
     if isinstance(result, Response):
         return _own(result)
-    if isinstance(result, Exception):
-        raise result
     if result is None or isinstance(result, str | bytes):
         try:
             body, content_type = _serve.encode_body(result)

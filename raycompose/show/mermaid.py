@@ -55,7 +55,10 @@ class _Chart:
         if is_around(node):
             branch = node["branches"][0]
             self._open(node, branch["label"])
-            ends = self.add(branch["node"], ends, dotted=dotted)
+            within = branch["node"]
+            if within["receives"] == "value":
+                within = {**within, "receives": node["receives"]}
+            ends = self.add(within, ends, dotted=dotted)
             self.nodes.append("  end")
             return ends
         here = f"n{next(self._numbers)}"

@@ -90,7 +90,10 @@ def colour(node: Description) -> str:
 
 def is_around(node: Description) -> bool:
     """Tell whether a part is drawn around its one branch, as it has nothing to choose or join."""
-    return len(node.get("branches", ())) == 1 and node["kind"] not in ("shadow", "loop")
+    branches = node.get("branches", ())
+    if len(branches) != 1 or node["kind"] in ("shadow", "loop"):
+        return False
+    return bool(branches[0]["node"]["kind"] != "passthrough")
 
 
 def _running(node: Description) -> list[str]:
