@@ -6,8 +6,9 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -55,27 +56,41 @@ def test_a_stream_holds_what_is_in_flight_alone() -> None:
 # Streams in threads
 
 
-def test_an_endless_producer_behind_a_blocking_consumer_stops() -> None:
-    """A time-out closes the generator while a thread waits for its next item, and ends both."""
-    state = {"closed": False, "ended": False}
+@pytest.mark.parametrize("generates", [False, True])
+def test_an_endless_producer_behind_a_blocking_consumer_stops(generates: bool) -> None:
+    """A time-out closes the generator while a thread waits for its next item, and ends both.
+
+    Whenever it comes: while the thread starts, too, and before it has asked for the first item.
+    """
+    begun, over = list[str](), list[str]()
 
     async def endless(x: int) -> AsyncIterator[int]:
+        begun.append("producer")
         try:
             while True:
                 yield x
                 await asyncio.sleep(0.005)
         finally:
-            state["closed"] = True
+            over.append("producer")
 
     def consumer(items: rc.Stream[int]) -> int:
+        begun.append("consumer")
         try:
+            time.sleep(0.01)
             return sum(items)
         finally:
-            state["ended"] = True
+            over.append("consumer")
 
-    with pytest.raises(rc.StageTimeoutError):
-        rc.local(rc.pipeline(endless, rc.stage(consumer, timeout_s=0.3))).call(1, timeout_s=30)
-    until(lambda: state == {"closed": True, "ended": True})
+    def generating(items: rc.Stream[int]) -> Iterator[int]:
+        yield consumer(items)
+
+    for timeout_s in (0.001, *(0.002 * n for n in range(1, 20)), 0.3):
+        consuming = rc.stage(generating if generates else consumer, timeout_s=timeout_s)
+        client = rc.local(rc.pipeline(endless, consuming, *([rc.collect] if generates else [])))
+        with pytest.raises(rc.StageTimeoutError):
+            client.call(1, timeout_s=30)
+    until(lambda: sorted(over) == sorted(begun))
+    assert {"producer", "consumer"} <= set(begun)
 
 
 def test_a_cancelled_astream_is_cancelled() -> None:

@@ -98,15 +98,18 @@ class Stream(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         return self._started_items()
 
-    def _started_items(self) -> AsyncGenerator[T, None]:
-        begins = self._items is None
+    def _begun(self) -> AsyncGenerator[T, None]:
         if self._items is None:
             self._items = self._source()
+        items: AsyncGenerator[T, None] = self._items
+        return items
+
+    def _started_items(self) -> AsyncGenerator[T, None]:
+        begins, items = self._items is None, self._begun()
         with contextlib.suppress(RuntimeError):  # no loop in this thread, and no task
             self._iterated_by = asyncio.current_task()
             if begins and self._iterated_by is not None:
                 self._iterated_by.add_done_callback(self._stop_after)
-        items: AsyncGenerator[T, None] = self._items
         return items
 
     def _stop_after(self, task: "asyncio.Task[Any]") -> None:
@@ -130,11 +133,10 @@ class Stream(Generic[T]):
         return next(self._blocking_items)
 
     def _blocking(self) -> Iterator[T]:
-        self._pulls = self._pulls or Pulls(self._started_items())
         try:
             while True:
                 try:
-                    item = background.wait(self._pulls.next(), self._loop)
+                    item = background.wait(self._pulled(), self._loop)
                 except StopAsyncIteration:
                     if self._closing is not None:  # stopped, which is not an end to go on from
                         raise CancelledError from None
@@ -142,6 +144,15 @@ class Stream(Generic[T]):
                 yield item
         finally:
             background.finish(self.aclose(), self._loop)
+
+    async def _pulled(self) -> T:
+        """The next item, for a thread: it may run on when the stream was stopped, and asks late."""
+        if self._closing is None:
+            self._pulls = self._pulls or Pulls(self._begun())
+        # Again: on another loop it may have been stopped in between, with nothing to close yet.
+        if self._closing is not None or self._pulls is None:
+            raise asyncio.CancelledError
+        return await self._pulls.next()
 
     async def aclose(self) -> None:
         """Stop: cancel whatever still produces items. Safe to call at any time, and twice."""
