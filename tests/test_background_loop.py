@@ -5,6 +5,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,12 +54,68 @@ print(status)
     assert _output(program) == "3 0"
 
 
+MODULE = """
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from pydantic import BaseModel
+from ray import serve
+import raycompose as rc
+
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    print("shut down", flush=True)
+
+api = FastAPI(lifespan=lifespan)
+
+class Draft(BaseModel):
+    text: str
+
+@serve.deployment
+class Model:
+    @serve.batch(max_batch_size=2)
+    async def __call__(self, drafts: list[Draft]) -> list[str]:
+        return [draft.text.upper() for draft in drafts]
+
+@serve.deployment
+@serve.ingress(api)
+class Api:
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    @api.post("/")
+    async def shout(self, draft: Draft) -> str:
+        return await self.pipeline(draft)
+
+client = rc.local(Api.bind(rc.pipeline(Model.bind()).fuse().embed()))
+batched = rc.local(rc.pipeline(Model.bind()))
+"""
+
+
+def test_a_module_may_open_clients_while_it_is_imported(tmp_path: Path) -> None:
+    """What Ray pickles then may wait for the import: that is done by the thread that imports.
+
+    And what is left open is shut down at the end of the process.
+    """
+    (tmp_path / "opening.py").write_text(MODULE)
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import opening
+from starlette.testclient import TestClient
+print(TestClient(opening.client.asgi).post("/", json={{"text": "hi"}}).json())
+print(opening.batched.call(opening.Draft(text="ho")))
+"""
+    assert _output(program) == "HI HO shut down"
+
+
 def _output(program: str) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     return " ".join(done.stdout.split())
 
 

@@ -1,10 +1,11 @@
 """`raycompose call`, against a pipeline behind a plain HTTP server: no cluster is needed."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def failing(text: str) -> Iterator[str]:
     raise ValueError("broken midway")
 
 
+async def ticking(n: int) -> AsyncIterator[str]:
+    for number in range(n):
+        yield f"tick {number}"
+        await asyncio.sleep(0.1)
+
+
 async def raw(request: Request) -> Response:
     body = await request.body()
     sent = request.headers.get("content-type", "")
@@ -56,6 +63,7 @@ def url() -> Iterator[str]:
             Route("/raw", raw, methods=["GET", "POST"]),
             Route("/slow", slow, methods=["GET", "POST"]),
             Mount("/words", rc.local(rc.pipeline(words)).asgi),
+            Mount("/ticking", rc.local(rc.pipeline(ticking)).asgi),
             Mount("/failing", rc.local(rc.pipeline(failing)).asgi),
             Mount("/", rc.local(rc.pipeline(respond)).asgi),
         ]
@@ -108,6 +116,17 @@ def test_streams_are_shown_item_by_item(url: str) -> None:
     done = typed(f"{url}/failing/", "-d", '"x"', "--stream")
     assert done.exit_code == 1
     assert "first" in done.output
+
+
+@pytest.mark.parametrize("options", [("--stream",), ()])
+def test_a_stream_ends_in_time(url: str, options: tuple[str, ...]) -> None:
+    """``--timeout-s`` is for the whole answer, however often something comes."""
+    began = time.monotonic()
+    done = typed(f"{url}/ticking/", "-d", "300", "--timeout-s", "1", *options)
+    assert time.monotonic() - began < 20
+    assert done.exit_code == 1
+    assert "tick 1" in done.output
+    assert "the answer did not end within --timeout-s 1" in done.output
 
 
 def test_problem_details_are_one_line_with_the_stage(url: str) -> None:

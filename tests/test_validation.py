@@ -5,7 +5,7 @@ import encodings
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, TypedDict
 from urllib.parse import parse_qsl
 
 import pydantic
@@ -415,3 +415,88 @@ def test_types_that_pydantic_does_not_know_are_left_alone() -> None:
         return x
 
     assert http(stage).post("/", json=[1]).json() == [1]
+
+
+# TypedDicts, references, what collects names, defaults
+
+
+class Order(TypedDict):
+    item: str
+    count: int
+
+
+class Batch(TypedDict, total=False):
+    orders: list[Order]
+    note: Annotated[Order | None, "of the first"]
+
+
+def ordered(order: Order) -> Any:
+    return [order["count"], order["item"]]
+
+
+def batch(batch: Batch) -> Any:
+    return batch
+
+
+def orders(orders: Sequence[Order]) -> int:
+    return sum(order["count"] for order in orders)
+
+
+async def referred(ref: rc.Ref[Item]) -> str:
+    return (await ref).name
+
+
+async def referred_of_several(ref: rc.Ref[int], times: int = 1) -> Any:
+    return [type(ref).__name__, await ref * times]
+
+
+def collecting(base: int = 0, **scores: int) -> int:
+    return base + sum(scores.values())
+
+
+def with_default(n: int = 5) -> int:
+    return n
+
+
+@pytest.mark.parametrize(
+    ("function", "body", "result"),
+    [
+        (ordered, {"item": "a", "count": "2"}, [2, "a"]),
+        (ordered, {"order": {"item": "a", "count": "2"}}, [2, "a"]),
+        (orders, [{"item": "a", "count": "2"}], 2),
+        (batch, {"orders": [{"item": "a", "count": "2"}]},
+         {"orders": [{"item": "a", "count": 2}]}),
+        (batch, {"note": {"item": "a", "count": "2"}}, {"note": {"item": "a", "count": 2}}),
+        (referred, {"name": "a"}, "a"),
+        (referred, {"ref": {"name": "a"}}, "a"),
+        (referred_of_several, "3", ["Ref", 3]),
+        (referred_of_several, {"ref": "3", "times": "2"}, ["Ref", 6]),
+        (collecting, {"a": 1, "b": "2"}, 3),
+        (collecting, {"base": "1", "b": "2"}, 3),
+        (with_default, {}, 5),
+    ],
+)  # fmt: skip
+def test_what_stands_for_a_type_is_converted(function: Any, body: Any, result: Any) -> None:
+    """A TypedDict of any kind, what is behind a reference, what ``**names`` collects."""
+    response = http(function).post("/", json=body)
+    assert (response.text if isinstance(result, str) else response.json()) == result
+
+
+@pytest.mark.parametrize(
+    ("function", "body", "detail"),
+    [
+        (ordered, {"item": "a"}, "order.count: Field required"),
+        (ordered, [1], "order: Input should be a valid dictionary"),
+        (orders, [1], "orders.0: Input should be a valid dictionary"),
+        (batch, {"orders": 1}, "batch.orders: Input should be a valid list"),
+        (referred, {"nam": "a"}, "ref.name: Field required"),
+        (referred_of_several, "x", "ref: Input should be a valid integer"),
+        (collecting, {"a": "x"}, "a: Input should be a valid integer"),
+        (collecting, 1.5, "base: Input should be a valid integer"),
+        (with_default, {"m": 1}, "unknown: m; known: n"),
+        (optional, {"m": 1}, "unknown: m; known: n"),
+    ],
+)
+def test_what_stands_for_a_type_is_validated(function: Any, body: Any, detail: str) -> None:
+    """The client is told where and what is wrong."""
+    assert detail in problem(http(function).post("/", json=body), 422)["detail"]

@@ -61,7 +61,7 @@ from raycompose._serve.handles import (
     ready,
     size,
 )
-from raycompose._serve.hosting import Replica, asgi_of, hosted_definition
+from raycompose._serve.hosting import Replica, asgi_of, hosted_definition, with_own_app
 from raycompose._serve.replica import (
     app_name,
     in_replica,
@@ -164,5 +164,6 @@ __all__ = [
     "task_function",
     "text_of_unsendable",
     "unwrap",
+    "with_own_app",
     "without_arguments",
 ]

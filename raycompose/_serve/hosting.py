@@ -49,10 +49,22 @@ def hosted_definition(
     if not in_replica():
         for name, method in inspect.getmembers(definition, _is_multiplexed):
             own[name] = _remodelled(method, deployment)
-        if issubclass(definition, ASGIAppReplicaWrapper):
+        if issubclass(definition, ASGIAppReplicaWrapper) and not hasattr(definition, _OWN_APP):
             own["__init__"] = _with_own_app(definition.__init__)
     names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
     return type(definition.__name__, (definition,), {**own, **names}) if own else definition
+
+
+_OWN_APP = "_raycompose_own_app"
+
+
+def with_own_app(deployment: Deployment) -> Deployment:
+    """Return the deployment of a FastAPI ingress with an app that no other instance has."""
+    definition: Any = deployment.func_or_class
+    own = {"__init__": _with_own_app(definition.__init__), _OWN_APP: True}
+    names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
+    copied = type(definition.__name__, (definition,), {**own, **names})
+    return deployment.options(func_or_class=copied, _internal=True)
 
 
 def _with_own_app(init: Any) -> Any:

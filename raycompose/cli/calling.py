@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def call(request: Request) -> int:
         method = request.method or ("POST" if body else "GET")
         url = absolute(request.url)
         timeout = (min(request.timeout_s or 10, 10), request.timeout_s)
+        began = time.monotonic()
         try:
             # No proxies of the environment: what is called runs here, or nearby.
             with requests.Session() as session:
@@ -53,6 +55,8 @@ def call(request: Request) -> int:
                     method, url, headers=headers, stream=True, timeout=timeout, **body
                 )
                 with answer:
+                    if request.timeout_s is not None:
+                        _limit(answer, began, request.timeout_s)
                     return show(answer, request.output)
         except requests.ConnectTimeout as error:
             raise Problem(f"{url} does not answer") from error
@@ -71,6 +75,19 @@ def call(request: Request) -> int:
             ) from error
         except (requests.RequestException, UnicodeError) as error:
             raise Problem(f"{url}: {error}", status=2) from error
+
+
+def _limit(answer: requests.Response, began: float, timeout_s: float) -> None:
+    """Have the answer end in time: ``requests`` itself limits each wait for a piece of it."""
+    pieces = answer.iter_content
+
+    def limited(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for piece in pieces(*args, **kwargs):
+            if time.monotonic() > began + timeout_s:
+                raise Problem(f"the answer did not end within --timeout-s {timeout_s:g}")
+            yield piece
+
+    answer.iter_content = limited  # type: ignore[method-assign]
 
 
 def absolute(url: str) -> str:

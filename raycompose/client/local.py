@@ -1,10 +1,13 @@
 """The local engine: a pipeline in this process, without a cluster, and its ASGI app."""
 
 import asyncio
+import atexit
+import dataclasses
 import inspect
+import os
 import weakref
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import cache, partial
 from typing import Any
 
@@ -65,11 +68,12 @@ def local(app: Application, *, apps: Mapping[str, Any] | None = None) -> "LocalC
                 "apps= is for a pipeline's rc.app(...), but this is a FastAPI app"
             )
         check_constructor(app)
-        fastapi = background.wait(_open_fastapi(app))
+        fastapi = background.wait(_open_fastapi(_hosted_ingress(app)))
+        _left_open().add(fastapi)
         return LocalClient(fastapi.name, fastapi)
     whole: Pipeline[Any, Any] = app if isinstance(app, Pipeline) else pipeline(app)
     root = with_stand_ins(whole.root, apps or {})
-    return LocalClient(repr(whole), background.wait(_open(root, whole.settings)))
+    return LocalClient(repr(whole), background.wait(_open(_localised(root), whole.settings)))
 
 
 def _is_fastapi(app: Any) -> bool:
@@ -183,24 +187,50 @@ class FastAPIApp:
 
     async def close(self) -> None:
         """Tear it down, and what is bound to it."""
+        _left_open().discard(self)
         await self._graph.close()
 
 
-async def _open_fastapi(app: Application) -> FastAPIApp:
-    name, hosted = _serve.deployment_of(app).name, HostedDeployment.of(app)
+@cache
+def _left_open() -> "weakref.WeakSet[FastAPIApp]":
+    """The FastAPI apps that the end of the process closes: theirs is to shut down."""
+    apps: weakref.WeakSet[FastAPIApp] = weakref.WeakSet()
+    process = os.getpid()
+
+    def close() -> None:
+        for app in list(apps) if os.getpid() == process else ():  # not in the child of a fork
+            with suppress(Exception):  # nobody is there to be told
+                background.submit(app.close()).result(timeout=2)
+
+    atexit.register(close)
+    return apps
+
+
+def _hosted_ingress(app: Application) -> Node:
+    hosted = HostedDeployment.of(app)
+    hosted = dataclasses.replace(hosted, deployment=_serve.with_own_app(hosted.deployment))
+    name = hosted.name
     root = Stage(name, Hosted(hosted, "__call__"), Signature(), name=name)
-    graph = open_graph(connected(root, HostedDeployment.of))
+    return connected(root, HostedDeployment.of)
+
+
+async def _open_fastapi(root: Node) -> FastAPIApp:
+    graph = open_graph(root)
     await graph.start()
     return FastAPIApp(graph)
 
 
 async def _open(root: Node, settings: Settings) -> Ingress:
-    ingress: Ingress = await construct(Ingress, _localised(root), settings)
+    ingress: Ingress = await construct(Ingress, root, settings)
     return ingress
 
 
 def _localised(root: Node) -> Node:
-    """The graph with every stage run in this process."""
+    """The graph with every stage run in this process.
+
+    Not made on the background loop: Ray pickles what it copies, and pickling waits for a module
+    that is being imported, which may be the one that is calling.
+    """
 
     def localised(target: Target) -> Target:
         if isinstance(target, Deployed) and target.is_bound:

@@ -241,6 +241,8 @@ class Stage(Node):
     async def _arguments(self, value: Any, ctx: Context) -> tuple[Args, Kwargs]:
         if type(value) is Arguments:
             args, kwargs = value.args, value.kwargs
+            if self.signature.takes == "reference":
+                args, kwargs = await _first_by_reference(self, args, kwargs, ctx)
         else:
             args, kwargs = await _ARGUMENTS[self.signature.takes](self, value, ctx)
         return self.signature.in_order(args, kwargs) if self.signature.batched else (args, kwargs)
@@ -302,6 +304,20 @@ async def _by_reference(stage: Stage, value: Any, ctx: Context) -> tuple[Args, K
     if stage.target.remote or stage.signature.streams:
         ref = await ref.sendable()  # a stream may be iterated elsewhere
     return ([ref.item] if stage.signature.wraps_ref else ref,), {}
+
+
+async def _first_by_reference(
+    stage: Stage, args: Args, kwargs: Kwargs, ctx: Context
+) -> tuple[Args, Kwargs]:
+    """A call's arguments with a reference for the first parameter's, as for one value."""
+    name = stage.signature.parameters[0].name
+    if args:
+        (first,), _ = await _by_reference(stage, args[0], ctx)
+        return (first, *args[1:]), kwargs
+    if name in kwargs:
+        (first,), _ = await _by_reference(stage, kwargs[name], ctx)
+        return args, {**kwargs, name: first}
+    return args, kwargs
 
 
 async def _by_stream(stage: Stage, value: Any, ctx: Context) -> tuple[Args, Kwargs]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import pydantic
+from typing_extensions import NotRequired, Required, TypedDict
 
 from raycompose.errors import HTTPError
 from raycompose.flow.arguments import Arguments
@@ -83,18 +84,21 @@ class Conversion:
         try:
             return validate(value)
         except pydantic.ValidationError as error:
+            if value == {} and not self.signature.required:
+                return Arguments()
             if not (isinstance(value, dict) and set(value) == {name}):
                 raise HTTPError(422, self._misfit(value) or _problems(name, error)) from error
         return self._validated(name, value[name])
 
     def _misfit(self, value: Any) -> str | None:
         """What is wrong with an object's members, where it stands for one plain value."""
-        if self.signature.accepts not in SCALARS:
+        if without_optional(self.signature.accepts) not in SCALARS:
             return None
         return self.signature.misfit(value) if isinstance(value, dict) else None
 
     def _validated(self, name: str, value: Any) -> Any:
-        if (validate := self._validators.get(name)) is None:
+        parameter = name if name in self._annotations else self._collects
+        if (validate := self._validators.get(parameter)) is None:
             return value
         try:
             return validate(value)
@@ -104,18 +108,17 @@ class Conversion:
     @cached_property
     def _names_no_member(self) -> bool:
         """Whether the one parameter's model would leave out a member of the parameter's name."""
-        parameter = self.signature.parameters[0]
-        members, kind = _members(parameter.annotation), without_optional(parameter.annotation)
+        name, annotation = next(iter(self._annotations.items()))
+        members, kind = _members(annotation), without_optional(annotation)
         keeps_others = getattr(kind, "model_config", {}).get("extra") == "allow"
-        return bool(members) and parameter.name not in members and not keeps_others
+        return bool(members) and name not in members and not keeps_others
 
     @cached_property
     def lists(self) -> Mapping[str, bool]:
         """Of each name that is known, whether a query or a form gives a list under it."""
-        parameters = self.signature.parameters
-        annotations = {p.name: p.annotation for p in parameters}
-        if len(parameters) == 1:
-            annotations |= _members(parameters[0].annotation)
+        annotations = dict(self._annotations)
+        if len(annotations) == 1:
+            annotations |= _members(*annotations.values())
         return {name: _is_list(annotation) for name, annotation in annotations.items()}
 
     @property
@@ -126,11 +129,26 @@ class Conversion:
     @cached_property
     def _validators(self) -> dict[str, Validate]:
         """What converts each annotated parameter; made once, not per request."""
-        parameters = self.signature.parameters
-        made = {p.name: _validator(p.annotation) for p in parameters}
-        if parameters and self.signature.takes == "stream":
-            made[parameters[0].name] = made[parameters[0].name] or _validator(Stream)
+        made = {name: _validator(annotation) for name, annotation in self._annotations.items()}
+        if made and self.signature.takes == "stream":
+            first = self.signature.parameters[0].name
+            made[first] = made[first] or _validator(Stream)
         return {name: validate for name, validate in made.items() if validate is not None}
+
+    @cached_property
+    def _annotations(self) -> dict[str, Any]:
+        """Of each parameter, of what it stands for where that is a reference."""
+        parameters = self.signature.parameters
+        annotations = {p.name: p.annotation for p in parameters}
+        if parameters and self.signature.takes == "reference":
+            annotations[parameters[0].name] = self.signature.accepts
+        return annotations
+
+    @cached_property
+    def _collects(self) -> str:
+        """The parameter that takes the names that no other takes, as ``**rest`` does."""
+        collecting = (p.name for p in self.signature.parameters if p.kind is p.VAR_KEYWORD)
+        return next(collecting, "")
 
 
 def lists_in(conversions: Iterable[Conversion]) -> frozenset[str]:
@@ -159,10 +177,37 @@ def _validator(annotation: Any) -> Validate | None:
         return lambda value: made(validate(value))
     try:
         adapter = pydantic.TypeAdapter(annotation)
-    except _UNKNOWN_TYPE:  # as numpy.ndarray
-        return None
+    except _UNKNOWN_TYPE as error:  # as numpy.ndarray
+        if getattr(error, "code", None) != "typed-dict-version":
+            return None
+        known = _with_known_typeddicts(annotation)
+        return None if known == annotation else _validator(known)
     complete = getattr(adapter, "pydantic_complete", True)  # new in pydantic 2.10
     return adapter.validate_python if complete else None
+
+
+def _with_known_typeddicts(annotation: Any) -> Any:
+    """The same with TypedDicts as pydantic wants them before Python 3.12: typing_extensions'."""
+    if typing.is_typeddict(annotation):
+        hints = typing.get_type_hints(annotation, include_extras=True)
+        optional = annotation.__optional_keys__
+        fields = {
+            name: (NotRequired if name in optional else Required)[
+                _with_known_typeddicts(
+                    typing.get_args(hint)[0]
+                    if typing.get_origin(hint) in (NotRequired, Required)
+                    else hint
+                )
+            ]
+            for name, hint in hints.items()
+        }
+        return TypedDict(annotation.__name__, fields)  # type: ignore[operator]  # made at run time
+    arguments = tuple(map(_with_known_typeddicts, typing.get_args(annotation)))
+    if arguments == typing.get_args(annotation):
+        return annotation
+    if union_members(annotation):
+        return typing.Union[arguments]  # noqa: UP007  # made at run time
+    return typing.get_origin(annotation)[arguments]
 
 
 _LISTS = (
