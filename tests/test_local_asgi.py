@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
+from fastapi import FastAPI, WebSocket
 from ray import serve
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 from support.cluster import free_port
 from support.waiting import until
 
@@ -176,3 +178,57 @@ def test_an_answer_without_a_body_leaves_the_connection_in_order(status: int) ->
             response = session.post(url, json=what)
             assert (response.status_code, response.content) == (status, b"")
             assert session.post(url, json=[what]).json() == [what]
+
+
+def test_a_fastapi_ingress_answers_websockets() -> None:
+    """Its routes get what the client sends, and are told when it has left."""
+    api = FastAPI()
+    left: list[int] = []
+
+    @serve.deployment
+    @serve.ingress(api)
+    class Api:
+        def __init__(self, pipeline: Any) -> None:
+            self._pipeline = pipeline
+
+        @api.websocket("/shout")
+        async def shout(self, socket: WebSocket) -> None:
+            await socket.accept()
+            try:
+                while (text := await socket.receive_text()) != "bye":
+                    await socket.send_text(await self._pipeline(text))
+                await socket.close(1001)
+            except WebSocketDisconnect as error:
+                self._pipeline.left(error.code)
+
+    class Shout:
+        async def __call__(self, text: str) -> str:
+            return text.upper()
+
+        def left(self, code: int) -> None:
+            left.append(code)
+
+    # Not a pipeline, whose copy could not tell this test.
+    with rc.local(Api.bind(Shout())) as client:  # type: ignore[attr-defined]  # what Ray makes of it
+        http = TestClient(client.asgi)
+        with http.websocket_connect("/shout") as socket:
+            for text in ("a", "b"):
+                socket.send_text(text)
+                assert socket.receive_text() == text.upper()
+        until(lambda: left == [1000])
+        with http.websocket_connect("/shout") as socket:
+            socket.send_text("bye")
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_text()
+        assert closed.value.code == 1001
+        with pytest.raises(WebSocketDisconnect), http.websocket_connect("/none"):
+            pass
+
+
+def test_a_pipeline_has_no_websockets() -> None:
+    """A client that asks for one is refused, as by any server without that route."""
+    with (
+        pytest.raises(WebSocketDisconnect),
+        TestClient(rc.local(rc.pipeline(str.upper)).asgi).websocket_connect("/"),
+    ):
+        pass

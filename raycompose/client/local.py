@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raycompose import _serve
@@ -180,8 +180,8 @@ class FastAPIApp:
             raise TypeError(NO_STREAM)
         return Stream(lambda: items, portable=False)
 
-    async def http(self, request: Request) -> ASGIApp:
-        """Return what answers an HTTP request."""
+    async def http(self, request: HTTPConnection) -> ASGIApp:
+        """Return what answers an HTTP request, or a WebSocket."""
         _serve.receive_request(request.headers, request.url.path)
         return self._asgi
 
@@ -254,6 +254,11 @@ class _ASGIBridge:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
+        is_socket = scope["type"] == "websocket"
+        if is_socket and isinstance(self._ingress, Ingress):  # a pipeline has none
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+            return
         here = asyncio.get_running_loop()
         received = _Received()
         sent = False
@@ -265,21 +270,27 @@ class _ASGIBridge:
             nonlocal sent
             # Known before it is sent: the client may leave at once.
             sent = message["type"] == "http.response.body" and not message.get("more_body", False)
+            sent = sent or message["type"] == "websocket.close"
             sending: Any = send(message)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, here))
 
         async def answer() -> None:
-            response = await self._ingress.http(Request(scope, receive_there))
+            request: Any = HTTPConnection(scope) if is_socket else Request(scope, receive_there)
+            response = await self._ingress.http(request)
             await response(scope, receive_there, send_there)
 
         answering = asyncio.wrap_future(background.submit(answer()))
         listening = asyncio.ensure_future(_receive_all(receive, received))
         try:
             await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done() or sent:  # else the client has left without its answer
+            # Else the client has left without its answer; who answers a socket is told so.
+            if answering.done() or sent or is_socket:
                 await answering  # to the end of the response's background tasks
         finally:
             await cancel(answering, listening)
+
+
+_DISCONNECTS = ("http.disconnect", "websocket.disconnect")
 
 
 class _Received:
@@ -290,7 +301,7 @@ class _Received:
         self._left: Any = None
 
     def put(self, message: Any) -> None:
-        if message["type"] == "http.disconnect":
+        if message["type"] in _DISCONNECTS:
             self._left = message
         self._messages.put_nowait(message)
 
@@ -306,11 +317,13 @@ async def _receive_all(receive: Receive, received: _Received) -> None:
     while more:
         message = await receive()
         received.put(message)
-        more = message["type"] == "http.request" and message.get("more_body", False)
+        more = message["type"] in ("websocket.connect", "websocket.receive") or (
+            message["type"] == "http.request" and message.get("more_body", False)
+        )
     if message["type"] == "http.request":
         message = await receive()  # nothing but the disconnect can follow the body
         received.put(message)
-    if message["type"] != "http.disconnect":
+    if message["type"] not in _DISCONNECTS:
         await asyncio.Event().wait()
 
 
