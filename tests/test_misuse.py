@@ -3,14 +3,18 @@
 # mypy does not see what Ray's decorators add: .bind.
 # mypy: disable-error-code="attr-defined"
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from ray import serve
+from starlette.requests import Request
+from starlette.testclient import TestClient
 from support import pickle_by_value
 from support.cluster import HERE
+from support.local_http import http as http_of
 
 import raycompose as rc
 from raycompose.errors import Hinting
@@ -168,3 +172,74 @@ def test_an_http_errors_status_comes_first() -> None:
         rc.HTTPError("bad", 403)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 200"):
         rc.HTTPError(200)
+
+
+def with_request(request: Request, k: int) -> Any:
+    return k
+
+
+def request_last(k: int, request: Request) -> Any:
+    return k
+
+
+YES: Any = "yes"
+
+
+@pytest.mark.parametrize(
+    ("compose", "message"),
+    [
+        (lambda: rc.pipeline(with_request), "takes a request, and also requires k, which nothing"),
+        (lambda: rc.pipeline(request_last), "'request' is a Request, .* put it first"),
+        (lambda: rc.stage(len, stream=YES), "stream='yes' must be True, False or None"),
+        (lambda: rc.pick(["a", "b"]), r"takes the keys one by one, got \['a', 'b'\]"),
+    ],
+)
+def test_what_no_request_can_give_is_refused(compose: Any, message: str) -> None:
+    """Where it is composed, rather than for every request."""
+    with pytest.raises(rc.CompositionError, match=message):
+        compose()
+
+
+@pytest.mark.parametrize("timeout_s", ["x", -1, True])
+def test_a_deadline_that_is_none(timeout_s: Any) -> None:
+    """Said before anything is called, by each way to call."""
+    client = rc.local(rc.pipeline(len))
+    message = "must be a number of seconds, or None"
+    with pytest.raises(ValueError, match=message):
+        client.call([], timeout_s=timeout_s)
+    with pytest.raises(ValueError, match=message):
+        asyncio.run(client.acall([], timeout_s=timeout_s))
+    with pytest.raises(ValueError, match=message):
+        list(client.stream([], timeout_s=timeout_s))
+
+
+def test_a_closed_clients_http() -> None:
+    """Its stages are torn down: it says so, as ``call`` does."""
+    client = rc.local(rc.pipeline(len))
+    http = TestClient(client.asgi)
+    assert http.post("/", json=[1]).json() == 1
+    client.close()
+    with pytest.raises(rc.RayComposeError, match="is closed: open another"):
+        http.post("/", json=[1])
+
+
+def test_what_is_no_application_is_not_deployed() -> None:
+    """Ray is not started for it."""
+    with pytest.raises(rc.CompositionError, match="not a stage: got 3"):
+        rc.run(3)
+
+
+def test_values_that_cannot_be_sent_or_chosen_by() -> None:
+    """What is at fault is named: a key of another type, a member that is no key."""
+    client = http_of(lambda x: {(1, 2): x}, debug=True)
+    assert "a dict with a tuple for a key" in client.post("/", json=1).text
+    client = http_of(rc.split((len, 100), key="user"))
+    answer = client.post("/", json={"user": {}})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422, "'split' chooses by 'user', which is no dict"
+    )  # fmt: skip
+    assert http_of(only_others).post("/", json=1).json()["detail"] == "send an object"
+
+
+def only_others(**others: int) -> Any:
+    return others

@@ -21,10 +21,12 @@ from raycompose.client import cluster
 from raycompose.client import fast as settings
 from raycompose.client.mapping import Calls
 from raycompose.client.session import session
+from raycompose.compose.pipeline import pipeline
 from raycompose.errors import Hinting, RayComposeError, failed_stage
 from raycompose.flow import background
 from raycompose.flow.calls import items_of, result_of
 from raycompose.flow.concurrency import DeadlinePassed, Pulls, before, pulled, within
+from raycompose.graph.limits import is_number
 from raycompose.http.ingress import NO_STREAM, STREAMS, Ingress
 
 T = TypeVar("T")
@@ -84,11 +86,12 @@ class Client(Hinting, ABC):
             TimeoutError: There was no result in time; ``rc.failed_stage`` names the stage that ran.
             Exception: What a stage raised, as the user's own type; ``rc.failed_stage`` names it.
         """
-        return background.wait(self._call(args, kwargs, timeout_s))
+        return background.wait(self._call(args, kwargs, _limit(timeout_s)))
 
     async def acall(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """Call the pipeline and await its result; see ``call``."""
-        return await background.result_of(background.submit(self._call(args, kwargs, timeout_s)))
+        call = self._call(args, kwargs, _limit(timeout_s))
+        return await background.result_of(background.submit(call))
 
     def stream(self, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Iterator[Any]:
         """Call a pipeline that streams and yield its items as they come.
@@ -96,7 +99,7 @@ class Client(Hinting, ABC):
         Leaving the loop early cancels the call. The arguments and the errors are ``call``'s; the
         deadline is the last item's.
         """
-        items = Pulls(self._stream(args, kwargs, timeout_s))
+        items = Pulls(self._stream(args, kwargs, _limit(timeout_s)))
         try:
             while True:
                 try:
@@ -111,7 +114,7 @@ class Client(Hinting, ABC):
         self, *args: Any, timeout_s: float | None = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
         """Call a pipeline that streams and yield its items as they come; see ``stream``."""
-        items = Pulls(self._stream(args, kwargs, timeout_s))
+        items = Pulls(self._stream(args, kwargs, _limit(timeout_s)))
         try:
             while True:
                 try:
@@ -308,6 +311,13 @@ def answers_http(app: str, instead: str) -> TypeError:
     )
 
 
+def _limit(timeout_s: Any) -> float | None:
+    if timeout_s is not None and not (is_number(timeout_s) and timeout_s >= 0):
+        raise ValueError(f"timeout_s={timeout_s!r} must be a number of seconds, or None")
+    limit: float | None = timeout_s
+    return limit
+
+
 def run(
     app: Application,
     *,
@@ -323,7 +333,8 @@ def run(
     Running it again under its name replaces what runs, as a notebook's cell does.
 
     Args:
-        app: A pipeline or any other Serve application.
+        app: A pipeline or any other Serve application; what else ``rc.stage`` takes becomes a
+            pipeline of one stage.
         name: The application's name.
         route_prefix: Where it answers HTTP; ``None``: not at all.
         fast: Start Ray with Ray Serve's settings for high throughput: HAProxy, gRPC between
@@ -331,8 +342,10 @@ def run(
         options: What else ``ray.serve.run`` takes (``logging_config``, ...).
 
     Raises:
+        CompositionError: It cannot be a stage.
         RuntimeError: The deployment failed; Ray's message says why.
     """
+    app = app if isinstance(app, Application) else pipeline(app)
     if not ray.is_initialized():
         session.open(cluster.cpus_needed(app), fast=fast)
     if fast and not session.is_fast:

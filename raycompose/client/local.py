@@ -73,7 +73,7 @@ def local(app: Application, *, apps: Mapping[str, Any] | None = None) -> "LocalC
         return LocalClient(fastapi.name, fastapi)
     whole: Pipeline[Any, Any] = app if isinstance(app, Pipeline) else pipeline(app)
     root = with_stand_ins(whole.root, apps or {})
-    return LocalClient(repr(whole), background.wait(_open(_localised(root), whole.settings)))
+    return LocalClient(repr(whole), background.wait(_open(_hosted(root), whole.settings)))
 
 
 def _is_fastapi(app: Any) -> bool:
@@ -124,6 +124,7 @@ class LocalClient(Client):
     def close(self) -> None:
         """Tear down the stages, as Ray Serve does when it stops a replica: ``__del__`` runs."""
         if self._end.detach() is not None:
+            self._asgi.closed = True
             background.wait(self._ingress.close())
 
     def __repr__(self) -> str:
@@ -221,27 +222,31 @@ async def _open_fastapi(root: Node) -> FastAPIApp:
 
 
 async def _open(root: Node, settings: Settings) -> Ingress:
-    ingress: Ingress = await construct(Ingress, root, settings)
+    ingress: Ingress = await construct(Ingress, retarget(root, _with_own_batches), settings)
     return ingress
 
 
-def _localised(root: Node) -> Node:
+def _with_own_batches(target: Target) -> Target:
+    if isinstance(target, Inline) and _serve.is_batched(target.function):
+        return Inline(_serve.hosted_definition(target.function, _front(), without_signals))
+    return target
+
+
+def _hosted(root: Node) -> Node:
     """The graph with every stage run in this process.
 
     Not made on the background loop: Ray pickles what it copies, and pickling waits for a module
     that is being imported, which may be the one that is calling.
     """
 
-    def localised(target: Target) -> Target:
+    def hosted(target: Target) -> Target:
         if isinstance(target, Deployed) and target.is_bound:
             return Hosted(HostedDeployment.of(target.app), target.method)
         if isinstance(target, Task) and (function := _serve.task_function(target.function)):
             return Inline(function)
-        if isinstance(target, Inline) and _serve.is_batched(target.function):
-            return Inline(_serve.hosted_definition(target.function, _front(), without_signals))
         return target
 
-    return connected(retarget(root, localised), HostedDeployment.of)
+    return connected(retarget(root, hosted), HostedDeployment.of)
 
 
 class _ASGIBridge:
@@ -249,8 +254,11 @@ class _ASGIBridge:
 
     def __init__(self, ingress: "Ingress | FastAPIApp") -> None:
         self._ingress = ingress
+        self.closed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.closed and scope["type"] != "lifespan":
+            raise RayComposeError("the client is closed: open another with rc.local(app)")
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return

@@ -120,10 +120,13 @@ def pick(*keys: Any) -> Pipeline[Any, Any]:
         keys: Which.
 
     Raises:
-        CompositionError: There are no keys.
+        CompositionError: There are no keys, or one cannot be a key.
     """
     if not keys:
         raise CompositionError('rc.pick() needs at least one key: rc.pick("score")')
+    for key in keys:
+        if isinstance(key, list | set | dict):
+            raise CompositionError(f"rc.pick() takes the keys one by one, got {key!r}")
     return Pipeline(Pick("pick", keys))
 
 

@@ -28,7 +28,7 @@ from raycompose.graph.branches import Parallel
 from raycompose.graph.choices import Decider
 from raycompose.graph.limits import Hedge, Limits, Retry, is_duration
 from raycompose.graph.nodes import Node, Stage
-from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe
+from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe, is_request
 from raycompose.graph.targets import Deployed, Inline, Target, Task
 from raycompose.graph.wrappers import Limited, Named
 
@@ -237,7 +237,28 @@ def _make_stage(target: Any, options: StageOptions) -> Stage:
     if pass_by is not None and pass_by not in PASS_BY:
         accepted = ", ".join(map(repr, PASS_BY))
         raise CompositionError(f"stage {label!r}: pass_by={pass_by!r} must be one of {accepted}")
-    return Stage(label, made, signature.with_options(pass_by, stream))
+    if stream is not None and not isinstance(stream, bool):
+        raise CompositionError(f"stage {label!r}: stream={stream!r} must be True, False or None")
+    stage = Stage(label, made, signature.with_options(pass_by, stream))
+    _check_request(stage)
+    return stage
+
+
+def _check_request(stage: Stage) -> None:
+    """Refuse a request that the stage cannot get, and what it cannot get beside one."""
+    signature = stage.signature
+    if signature.takes == "request" and (needs := signature.beyond_one):
+        raise CompositionError(
+            f"stage {stage.label!r} takes a request, and also requires {', '.join(needs)}, which "
+            "nothing gives: read it in the request (its query_params, path_params or body), or "
+            "give it a default"
+        )
+    for parameter in signature.parameters[1:]:
+        if parameter.name in signature.required and is_request(parameter.annotation):
+            raise CompositionError(
+                f"stage {stage.label!r}: {parameter.name!r} is a Request, which a stage gets as "
+                "its first parameter alone: put it first, and read the rest in it"
+            )
 
 
 def _target(target: Any, method: str) -> tuple[Target, Callable[[], Signature] | None, str]:

@@ -159,6 +159,9 @@ class Split(Choosing):
             key = await decide(self.by or "", value, ctx)
             if key is MISSING:
                 raise HTTPError(422, f"{self.name!r} chooses by {self.by!r}, which is missing")
+            if not _is_stable(key) and isinstance(self.by, str):
+                kind = type(key).__name__
+                raise HTTPError(422, f"{self.name!r} chooses by {self.by!r}, which is no {kind}")
             if not _is_stable(key):
                 raise TypeError(
                     f"the key of {self.name!r} is {type(key).__name__}, whose text may differ "

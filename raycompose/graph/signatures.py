@@ -299,9 +299,18 @@ def _input(parameter: inspect.Parameter) -> tuple[PassBy, bool, Any]:
         return "reference", True, nested[0] if nested else UNKNOWN
     if origin is Stream:
         return "stream", False, item
-    if inspect.isclass(origin) and issubclass(origin, Request):
+    if is_request(annotation):
         return "request", False, UNKNOWN
     return "value", False, parameter.annotation
+
+
+def is_request(annotation: Any) -> bool:
+    """Tell whether an annotation asks for a request."""
+    return (
+        inspect.isclass(annotation)
+        and not typing.get_args(annotation)
+        and issubclass(annotation, Request)
+    )
 
 
 def takes_iterator(signature: Signature) -> bool:

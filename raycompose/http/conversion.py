@@ -72,7 +72,8 @@ class Conversion:
             return Arguments()
         beyond = signature.beyond_one
         if beyond is None or beyond:
-            raise HTTPError(422, f"send an object with {', '.join(signature.required)}")
+            members = f" with {', '.join(signature.required)}" if signature.required else ""
+            raise HTTPError(422, f"send an object{members}")
         return self._one(signature.parameters[0].name, value)
 
     def _one(self, name: str, value: Any) -> Any:

@@ -86,5 +86,5 @@ class _HTTPErrors:
 
 async def _answer(request: Request, error: Exception) -> Response:
     serve = _serve.request_context()
-    ctx = Context("embedded", serve.request_id)
+    ctx = Context("the route", serve.request_id)
     return error_response(error, partial(problem, ctx=ctx, giver=None, debug=False))

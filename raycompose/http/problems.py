@@ -65,11 +65,12 @@ def problem(error: Exception, ctx: Context, giver: str | None, *, debug: bool) -
 
 def log(error: Exception, ctx: Context) -> None:
     """Write an error's traceback to the replica's log; a line where a place was full."""
-    where = failed_stage(error) or ctx.pipeline
+    stage = failed_stage(error)
+    where = f"in {ctx.pipeline!r}" if stage is None else f"in stage {stage!r}"
     if isinstance(error, BackPressureError):  # of which there are many at once
-        logger.warning("request %s was refused by stage %r: %s", ctx.request_id, where, error)
+        logger.warning("request %s was refused %s: %s", ctx.request_id, where, error)
         return
-    logger.error("request %s failed in stage %r", ctx.request_id, where, exc_info=error)
+    logger.error("request %s failed %s", ctx.request_id, where, exc_info=error)
 
 
 def has_body(status: int) -> bool:
