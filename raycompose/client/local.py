@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 from functools import cache, partial
 from typing import Any
 
+from anyio import CancelScope
 from ray import serve
 from ray.serve import Application
 from starlette.requests import HTTPConnection, Request
@@ -295,9 +296,15 @@ class _ASGIBridge:
             if answering.done() or sent or is_socket:
                 await answering  # to the end of the response's background tasks
         finally:
+            if is_socket and not answering.done():  # a server that waits no longer has it told
+                received.put({"type": "websocket.disconnect", "code": 1006})
+                with CancelScope(shield=True):
+                    await asyncio.wait({answering}, timeout=_GOODBYE_S)
             await cancel(answering, listening)
 
 
+_GOODBYE_S = 1.0
+"""How long who answers a WebSocket has to end, when the server does not wait for it."""
 _DISCONNECTS = ("http.disconnect", "websocket.disconnect")
 
 
