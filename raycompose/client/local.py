@@ -294,7 +294,8 @@ class _ASGIBridge:
             await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
             # Else the client has left without its answer; who answers a socket is told so.
             if answering.done() or sent or is_socket:
-                await answering  # to the end of the response's background tasks
+                await asyncio.wait({answering})  # to the end of the response's background tasks
+                answering.result()
         finally:
             if is_socket and not answering.done():  # a server that waits no longer has it told
                 received.put({"type": "websocket.disconnect", "code": 1006})
