@@ -155,7 +155,7 @@ def test_a_closed_client(opened: Any) -> None:
         (lambda: rc.pipeline(len, rc.each), r"rc\.each makes a stage, and is none: call it"),
         (lambda: rc.pipeline(len, rc.pipeline), r"call it, as in rc\.pipeline\(\.\.\.\)"),
         (lambda: rc.pipeline(len, rc.Ref[str]), "not a stage: got raycompose"),
-        (lambda: rc.pipeline(len, list[int]), r"not a stage: got list\[int\]"),
+        (lambda: rc.pipeline(len, list[int]), "not a stage: got (the class )?list"),
         (lambda: rc.optional(len, abs), r"would be returned, not called: rc\.fallback"),
         (lambda: rc.optional(len, rc.pipeline(abs)), r"default=Pipeline\(abs\) would be returned"),
     ],
