@@ -3,9 +3,11 @@
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from raycompose_cli import watching
 from raycompose_cli.failures import users_traceback
 from raycompose_cli.loading import Problem
 from raycompose_cli.options import Options
@@ -86,6 +88,28 @@ def test_plain_output_has_one_line_for_each_that_is_up(capsys: pytest.CaptureFix
         status = "HEALTHY" if running == 2 else "UPDATING"
         show([state(running=running, placed=2, status=status)], HAS, HAS)
     assert capsys.readouterr().out == "  Model: 2 replicas up\n"
+
+
+def test_what_starts_on_a_ray_of_its_own_does_not_wait_for_cpus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray was started with enough of them: those that are taken are the replica's own."""
+    monkeypatch.setattr(watching, "_POLL_S", 0.01)
+    monkeypatch.setattr(watching, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(watching, "_resources", lambda: (HAS, {**HAS, "CPU": 0.0}))
+    states = iter([state(running=0, placed=0)] * 3 + [state(running=2, placed=2, status="HEALTHY")])
+    app = SimpleNamespace(status="RUNNING", deployments=[])
+
+    def apps() -> dict[str, Any]:
+        app.deployments = [next(states)]
+        return {"default": app}
+
+    monkeypatch.setattr(watching, "_states", apps)
+    console = Console(highlight=False, width=80)
+    Watch(["default"], None, console, is_shared=False).until_up(lambda: time.sleep(0.001))
+    told = capsys.readouterr().out
+    assert "waiting for Model: 0/2 replicas, starting" in told
+    assert "free" not in told
 
 
 RAYS_TEXT = """The deployment failed to start 3 times in a row. See controller logs. Error:

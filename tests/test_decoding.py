@@ -287,3 +287,17 @@ def test_an_object_that_does_not_fit_one_parameter(body: Any, detail: str) -> No
 
     answer = TestClient(rc.local(rc.pipeline(takes_text)).asgi).post("/", json=body)
     assert (answer.status_code, answer.json()["detail"]) == (422, detail)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hints"),
+    [("text/plain", True), ("application/x-www-form-urlencoded", False), ("", False)],
+)
+def test_how_to_send_json_is_told_where_it_was_not_known_as_such(kind: str, hints: bool) -> None:
+    """Under what ``curl -d`` sends JSON is known: another type would change nothing."""
+
+    def number(n: int) -> int:
+        return n
+
+    response = http(number).post("/", content='"x"', headers={"content-type": kind})
+    assert ("JSON is sent as" in problem(response, 422)["detail"]) == hints

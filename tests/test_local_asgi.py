@@ -161,7 +161,7 @@ def test_a_request_has_an_id() -> None:
     ids = [client.post("/", json=1).json()["request_id"] for _ in range(2)]
     assert len(set(ids)) == 2
     mine = client.post("/", json=1, headers={"x-request-id": "mine"})
-    assert mine.json()["request_id"] == "mine"
+    assert mine.json()["request_id"] == mine.headers["x-request-id"] == "mine"
 
 
 @pytest.mark.parametrize("status", [204, 304])

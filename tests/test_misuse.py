@@ -185,11 +185,16 @@ def request_last(k: int, request: Request) -> Any:
 YES: Any = "yes"
 
 
+def with_default(x: int = 0) -> int:
+    return x
+
+
 @pytest.mark.parametrize(
     ("compose", "message"),
     [
         (lambda: rc.pipeline(with_request), "takes a request, and also requires k, which nothing"),
         (lambda: rc.pipeline(request_last), "'request' is a Request, .* put it first"),
+        (lambda: rc.stage(with_default, stream=True), "stream=True, but it returns int: yield"),
         (lambda: rc.stage(len, stream=YES), "stream='yes' must be True, False or None"),
         (lambda: rc.pick(["a", "b"]), r"takes the keys one by one, got \['a', 'b'\]"),
     ],

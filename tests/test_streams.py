@@ -157,9 +157,14 @@ def test_stream_overrides_the_detection() -> None:
 
 
 def test_stream_true_on_what_is_none_says_so() -> None:
-    """A stage that was said to stream and returns a value is an error that says what to do."""
+    """A stage that was said to stream and returns a value is an error that says what to do.
+
+    At once, where its annotation says so.
+    """
     with pytest.raises(TypeError, match="yield the items"):
-        list(rc.local(rc.stage(double, stream=True)).stream(3))
+        list(rc.local(rc.stage(lambda x: 2 * x, stream=True)).stream(3))
+    with pytest.raises(rc.CompositionError, match="stream=True, but it returns int: yield"):
+        rc.stage(double, stream=True)
 
 
 def test_calling_what_streams_says_so() -> None:

@@ -205,7 +205,9 @@ def deploy(options: Options, apps: list[Any], check: Callable[[], None]) -> None
     for named in apps:
         session.take(named.name)
     names = [named.name for named in apps]
-    Watch(names, options.timeout_s, Console(highlight=False)).until_up(ask, check)
+    is_shared = session.address is not None
+    watch = Watch(names, options.timeout_s, Console(highlight=False), is_shared=is_shared)
+    watch.until_up(ask, check)
     announce(apps, blocking=options.blocking)
 
 

@@ -82,6 +82,8 @@ def _from_schema(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
     if schema.get("type") == "object":
         members = schema.get("properties", {})
         return {k: _from_schema(members[k], definitions) for k in schema.get("required", ())}
+    if schema.get("type") == "array" and "prefixItems" in schema:
+        return [_from_schema(item, definitions) for item in schema["prefixItems"]]
     if schema.get("type") == "array" and "items" in schema:
         return [_from_schema(schema["items"], definitions)]
     return _MEMBERS.get(schema.get("type", ""), "hello world")

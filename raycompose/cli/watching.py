@@ -21,12 +21,17 @@ class Watch:
         names: The applications' names.
         timeout_s: Seconds they may take; ``None``: as long as it takes.
         console: rich's, for standard output.
+        is_shared: Whether others use the cluster. One that was started for these applications has
+            CPUs enough: what has none yet is starting.
     """
 
-    def __init__(self, names: list[str], timeout_s: float | None, console: Any) -> None:
+    def __init__(
+        self, names: list[str], timeout_s: float | None, console: Any, *, is_shared: bool = True
+    ) -> None:
         self._names = names
         self._timeout_s = timeout_s
         self._console = console
+        self._is_shared = is_shared
 
     def until_up(
         self, deploy: Callable[[], object], check: Callable[[], None] = lambda: None
@@ -49,6 +54,8 @@ class Watch:
                 ours = [apps[name] for name in self._names if name in apps]
                 deployments = [d for app in ours for d in app.deployments]
                 total, free = _resources()
+                if not self._is_shared:
+                    free = {**free, "CPU": total.get("CPU", 0)}
                 show(deployments, total, free)
                 self._check(ours, deploying)
                 running = [app.status for app in ours] == ["RUNNING"] * len(self._names)

@@ -23,12 +23,20 @@ from raycompose.compose.checks import (
 )
 from raycompose.errors import CompositionError
 from raycompose.graph.affinity import Sticky
+from raycompose.graph.annotations import type_name
 from raycompose.graph.attempts import Hedged
 from raycompose.graph.branches import Parallel
 from raycompose.graph.choices import Decider
 from raycompose.graph.limits import Hedge, Limits, Retry, is_duration
 from raycompose.graph.nodes import Node, Stage
-from raycompose.graph.signatures import PASS_BY, PassBy, Signature, describe, is_request
+from raycompose.graph.signatures import (
+    PASS_BY,
+    SCALARS,
+    PassBy,
+    Signature,
+    describe,
+    is_request,
+)
 from raycompose.graph.targets import Deployed, Inline, Target, Task
 from raycompose.graph.wrappers import Limited, Named
 
@@ -239,6 +247,11 @@ def _make_stage(target: Any, options: StageOptions) -> Stage:
         raise CompositionError(f"stage {label!r}: pass_by={pass_by!r} must be one of {accepted}")
     if stream is not None and not isinstance(stream, bool):
         raise CompositionError(f"stage {label!r}: stream={stream!r} must be True, False or None")
+    if stream and not signature.streams and signature.result in (*SCALARS, dict, list, None):
+        raise CompositionError(
+            f"stage {label!r}: stream=True, but it returns {type_name(signature.result)}: yield "
+            "the items, or leave stream= out"
+        )
     stage = Stage(label, made, signature.with_options(pass_by, stream))
     _check_request(stage)
     return stage

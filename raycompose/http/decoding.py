@@ -90,9 +90,10 @@ def hinted(error: HTTPError, value: Any, request: StarletteRequest) -> HTTPError
         request: What it was sent in.
     """
     sent = _content_type(request)
-    if not isinstance(value, str | bytes) or _is_json(sent):
+    # JSON is known under what curl sends, and without a type.
+    if not isinstance(value, str | bytes) or _is_json(sent) or sent in ("", _FORM):
         return error
-    hint = f"the body was sent as {sent or 'text'}; JSON is sent as application/json"
+    hint = f"the body was sent as {sent}; JSON is sent as application/json"
     return HTTPError(error.status, f"{error.detail} ({hint})")
 
 
@@ -103,7 +104,7 @@ async def _decode(request: StarletteRequest, body: bytes) -> Any:
     kind = _content_type(request)
     if _is_json(kind):
         return parse_json(body)
-    if kind == "application/x-www-form-urlencoded":  # what curl -d sends, whatever it sends
+    if kind == _FORM:  # what curl -d sends, whatever it sends
         return _json_or(body, _form if b"=" in body else lambda b: _text(b, request))
     if kind.startswith("text/"):
         return _text(body, request)
@@ -112,6 +113,9 @@ async def _decode(request: StarletteRequest, body: bytes) -> Any:
     if kind == "multipart/form-data":
         return await _multipart(Request(request.scope, body))
     return body
+
+
+_FORM = "application/x-www-form-urlencoded"
 
 
 def _content_type(request: StarletteRequest) -> str:

@@ -161,7 +161,7 @@ class Ingress:
                 giver = _giver(self._graph.root, ctx)
                 raise mark(result, giver, ctx.request_id) if giver else result
         except Exception as error:
-            return add_timing(error_response(error, report), ctx)
+            return self._with_headers(error_response(error, report), ctx)
         try:
             if isinstance(result, Stream):
                 accept = ",".join(request.headers.getlist("accept"))
@@ -170,6 +170,13 @@ class Ingress:
                 response = whole(result)
         except Exception as error:
             response = error_response(error, broken)
+        return self._with_headers(response, ctx)
+
+    def _with_headers(self, response: Response, ctx: Context) -> Response:
+        if not self._in_replica and ctx.request_id:  # else Ray's proxy adds it
+            response.raw_headers.append(
+                (b"x-request-id", ctx.request_id.encode("latin-1", "replace"))
+            )
         return add_timing(response, ctx)
 
     def _check_path(self, scope: Scope) -> None:
