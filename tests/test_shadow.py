@@ -153,3 +153,18 @@ def test_a_shadow_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None
     client = rc.local(rc.pipeline(rc.shadow(candidate), lambda x: x + 1))
     assert client.call(1) == 2
     until(lambda: counted == [("stage_errors", "candidate")])
+
+
+def test_a_mirrored_call_has_no_deadline() -> None:
+    """Nobody waits for it, so the request's is not its own."""
+    left: list[float | None] = []
+
+    async def mirrored(x: int) -> None:
+        await asyncio.sleep(0.05)
+        left.append(rc.remaining_s())
+
+    async def served(x: int) -> bool:
+        return rc.remaining_s() is not None
+
+    assert rc.local(rc.shadow(mirrored) | served).call(1, timeout_s=20)
+    until(lambda: left == [None])

@@ -7,6 +7,9 @@ import asyncio
 import json
 import socket
 import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +31,7 @@ from support.producers import (
     say,
     stopped,
 )
+from support.waiting import until
 
 import raycompose as rc
 
@@ -321,3 +325,51 @@ def test_result_of_a_streaming_pipeline_says_what_to_do(client: rc.Client) -> No
         client.handle.remote(**ask(1)).result(timeout_s=TIMEOUT_S)
     with pytest.raises(TypeError, match="stream"):
         client.call(**ask(1), timeout_s=TIMEOUT_S)
+
+
+# Consumers in threads
+
+
+@serve.deployment(**HERE)
+class Endless:
+    def __init__(self, notes: str) -> None:
+        self._notes = Path(notes)
+
+    async def __call__(self, n: int) -> Any:
+        note = self._notes / f"producer-{uuid.uuid4().hex}"
+        note.touch()
+        try:
+            while True:
+                yield n
+                await asyncio.sleep(0.01)
+        finally:
+            note.unlink()
+
+
+@serve.deployment(**HERE)
+class Blocking:
+    def __init__(self, notes: str) -> None:
+        self._notes = Path(notes)
+
+    def __call__(self, items: rc.Stream[int]) -> int:
+        note = self._notes / f"consumer-{uuid.uuid4().hex}"
+        note.touch()
+        try:
+            time.sleep(0.02)  # works first, so that many are cancelled before they ask
+            return sum(items)
+        finally:
+            note.unlink()
+
+
+def test_a_consumer_in_a_thread_ends_with_its_deadline(deploy: Deploy, tmp_path: Path) -> None:
+    """Nothing tells the thread that its request is over; it asks for no item after the deadline."""
+    producer, consumer = Endless.bind(str(tmp_path)), Blocking.bind(str(tmp_path))
+    client = deploy(rc.pipeline(producer, rc.stage(consumer, timeout_s=0.3)))
+
+    def late(number: int) -> None:
+        with pytest.raises(rc.StageTimeoutError):
+            client.call(1, timeout_s=0.02 + 0.01 * (number % 20))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(late, range(40)))
+    until(lambda: not list(tmp_path.iterdir()))

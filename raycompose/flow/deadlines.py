@@ -66,6 +66,11 @@ def remaining_s() -> float | None:
     return None if deadline is None else max(0.0, deadline.at - time.monotonic())
 
 
+def leave() -> None:
+    """Have no deadline in what this task does from here on: nobody waits for it."""
+    _current.set(None)
+
+
 def note_interrupted(stage: str) -> None:
     """Have the deadline know which stage it interrupted: the first to say so, if it has passed."""
     deadline = _current.get()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from raycompose.errors import RayComposeError
 from raycompose.flow import background
 from raycompose.flow.concurrency import Pulls, cancel, next_of
+from raycompose.flow.deadlines import remaining_s
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -46,6 +48,7 @@ class Stream(Generic[T]):
         self._iterated_by: asyncio.Task[Any] | None = None
         self._pulls: Pulls[T] | None = None
         self._blocking_items: Iterator[T] | None = None
+        self._ends_at: float | None = None
 
     @classmethod
     def of(cls, items: list[T]) -> "Stream[T]":
@@ -147,6 +150,8 @@ class Stream(Generic[T]):
 
     async def _pulled(self) -> T:
         """The next item, for a thread: it may run on when the stream was stopped, and asks late."""
+        if self._ends_at is not None and time.monotonic() > self._ends_at:
+            raise asyncio.CancelledError
         if self._closing is None:
             self._pulls = self._pulls or Pulls(self._begun())
         # Again: on another loop it may have been stopped in between, with nothing to close yet.
@@ -182,7 +187,14 @@ class Stream(Generic[T]):
             "_blocking_items": None,
             "_closing": None,
             "_pulls": None,
+            "_left_s": remaining_s(),
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # In a replica nothing else tells a thread that nobody waits for what it does any more.
+        left_s = state.pop("_left_s")
+        self.__dict__.update(state)
+        self._ends_at = None if left_s is None else time.monotonic() + left_s
 
 
 async def _given(items: list[T]) -> AsyncGenerator[T, None]:

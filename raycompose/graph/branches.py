@@ -10,6 +10,7 @@ from typing import Any
 
 from raycompose import _serve
 from raycompose.errors import mark, mark_item
+from raycompose.flow import deadlines
 from raycompose.flow.arguments import single
 from raycompose.flow.concurrency import gather, map_bounded
 from raycompose.flow.references import awaited
@@ -149,6 +150,7 @@ class Shadow(Branching):
         return value
 
     async def _mirror(self, value: Any, ctx: Context) -> None:
+        deadlines.leave()
         try:
             result = await self.branches[0].attempt(value, ctx)
             if isinstance(result, Stream):
