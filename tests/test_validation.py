@@ -3,7 +3,8 @@
 import dataclasses
 import encodings
 import json
-import tracemalloc
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Optional, TypedDict
 from urllib.parse import parse_qsl
@@ -287,16 +288,31 @@ def _charsets_of_senders() -> list[str]:
     return [name for name in encodings._cache if "no_such" in name or "--" in name]
 
 
-@pytest.mark.parametrize("text", ["a=" + "%41" * 500_000, "a=" + "%x" * 500_000, "%" * 500_000])
-def test_a_form_takes_a_few_times_its_size(text: str) -> None:
-    """However a form is escaped, decoding it takes no more than ten times its memory."""
+MEASURE = """
+import tracemalloc
+from urllib.parse import parse_qsl
+from raycompose.http.forms import form_fields
+for text in ("a=" + "%41" * 500_000, "a=" + "%x" * 500_000, "%" * 500_000):
     body = text.encode()
     tracemalloc.start()
     fields = form_fields(body, 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert fields == parse_qsl(text, keep_blank_values=True)
-    assert peak < 11 * len(body)
+    assert peak < 11 * len(body), (text[:5], peak, len(body))
+print("measured")
+"""
+
+
+def test_a_form_takes_a_few_times_its_size() -> None:
+    """However a form is escaped, decoding it takes no more than ten times its memory.
+
+    In a process of its own: beside threads that hold no lock of Python's, as Ray's, stopping
+    tracemalloc may crash (seen in 3.11).
+    """
+    measuring = [sys.executable, "-W", "ignore", "-c", MEASURE]
+    done = subprocess.run(measuring, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout == "measured\n", done.stderr
 
 
 @settings(max_examples=examples(300, 5000), deadline=None)
