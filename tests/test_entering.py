@@ -219,7 +219,7 @@ def test_an_error_tells_which_item_of_a_list_it_was() -> None:
     assert problem(nested.post("/", json=[[1], [2], [1, 0]]), 500)["index"] == 2
     with pytest.raises(ZeroDivisionError) as caught:
         rc.local(rc.each(inverted)).call([4, 0])
-    assert "at index 1 of the input of 'each'" in caught.value.__notes__  # type: ignore[attr-defined]
+    assert "at index 1 of the input of 'each'" in caught.value.__notes__  # type: ignore[attr-defined]  # new in 3.11
 
 
 def test_one_error_object_that_is_raised_for_several_items_tells_the_last() -> None:

@@ -51,8 +51,13 @@ def hosted_definition(
             own[name] = _remodelled(method, deployment)
         if issubclass(definition, ASGIAppReplicaWrapper) and not hasattr(definition, _OWN_APP):
             own["__init__"] = _with_own_app(definition.__init__)
+    return _derived(definition, own) if own else definition
+
+
+def _derived(definition: Any, own: Mapping[str, Any]) -> Any:
+    """A class that goes by the same name, with some members of its own."""
     names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
-    return type(definition.__name__, (definition,), {**own, **names}) if own else definition
+    return type(definition.__name__, (definition,), {**own, **names})
 
 
 _OWN_APP = "_raycompose_own_app"
@@ -62,9 +67,7 @@ def with_own_app(deployment: Deployment) -> Deployment:
     """Return the deployment of a FastAPI ingress with an app that no other instance has."""
     definition: Any = deployment.func_or_class
     own = {"__init__": _with_own_app(definition.__init__), _OWN_APP: True}
-    names = {"__module__": definition.__module__, "__qualname__": definition.__qualname__}
-    copied = type(definition.__name__, (definition,), {**own, **names})
-    return deployment.options(func_or_class=copied, _internal=True)
+    return deployment.options(func_or_class=_derived(definition, own), _internal=True)
 
 
 def _with_own_app(init: Any) -> Any:

@@ -87,7 +87,8 @@ def _limit(answer: requests.Response, began: float, timeout_s: float) -> None:
                 raise Problem(f"the answer did not end within --timeout-s {timeout_s:g}")
             yield piece
 
-    answer.iter_content = limited  # type: ignore[method-assign]
+    # All that requests offers reads through it.
+    answer.iter_content = limited  # type: ignore[method-assign]  # of this one answer
 
 
 def absolute(url: str) -> str:

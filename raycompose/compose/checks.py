@@ -86,8 +86,7 @@ def _given(node: Node) -> Iterator[_Given]:
             said = f"{node.label!r} {'yields' if is_item else 'returns'}"
             yield _Given(said, _behind(node.signature.returns), is_item)
         case Sequence():
-            changing = [step for step in node.steps if not step.passes_on]
-            yield from _given(changing[-1]) if changing else ()
+            yield from _given(_giver(node))
         case Wrapping() | Loop():
             yield from _given(node.body)
         case Parallel() | Pick() if node.keys is not None:
@@ -108,6 +107,12 @@ def _given(node: Node) -> Iterator[_Given]:
             said = f"{node.label!r} has a default of type"
             advice = "give it a default= that fits"
             yield _Given(said, kind, is_annotated=False, advice=advice)
+
+
+def _giver(sequence: Sequence) -> Node:
+    """The step whose result is the sequence's: those behind it pass it on."""
+    changing = [step for step in sequence.steps if not step.passes_on]
+    return (changing or sequence.steps)[-1]
 
 
 def _takers(node: Node) -> Iterator[Stage | Each | Assign | Pick]:
@@ -187,8 +192,7 @@ def _check_combinator(
 def _keys_given(node: Node) -> tuple[str, ...] | None:
     """The keys of the mapping that a node gives, where they are known."""
     if isinstance(node, Sequence):
-        changing = [step for step in node.steps if not step.passes_on]
-        return _keys_given(changing[-1]) if changing else None
+        return _keys_given(_giver(node))
     if isinstance(node, Wrapping):
         return _keys_given(node.body)
     if isinstance(node, Pick):

@@ -193,17 +193,13 @@ def _with_known_typeddicts(annotation: Any) -> Any:
         hints = typing.get_type_hints(annotation, include_extras=True)
         optional = annotation.__optional_keys__
         fields = {
-            name: (NotRequired if name in optional else Required)[
-                _with_known_typeddicts(
-                    typing.get_args(hint)[0]
-                    if typing.get_origin(hint) in (NotRequired, Required)
-                    else hint
-                )
-            ]
+            name: (NotRequired if name in optional else Required)[_with_known_typeddicts(hint)]
             for name, hint in hints.items()
         }
         return TypedDict(annotation.__name__, fields)  # type: ignore[operator]  # made at run time
     arguments = tuple(map(_with_known_typeddicts, typing.get_args(annotation)))
+    if typing.get_origin(annotation) in (NotRequired, Required):  # a TypedDict's own, said anew
+        return arguments[0]
     if arguments == typing.get_args(annotation):
         return annotation
     if union_members(annotation):

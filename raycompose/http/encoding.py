@@ -85,11 +85,10 @@ def _finite(value: Any) -> Any:
 
 def _culprit(value: Any, depth: int = 0) -> str:
     """The type of what is inside a value that cannot be encoded, and where it is."""
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str | int | float | bool | None):
-                return f"a {type(value).__name__} with a {type(key).__name__} for a key"
-    parts = value.values() if isinstance(value, Mapping) else value
+    keys, parts = (value, value.values()) if isinstance(value, Mapping) else ((), value)
+    for key in keys:
+        if not isinstance(key, str | int | float | bool | None):
+            return f"a {type(value).__name__} with a {type(key).__name__} for a key"
     for part in parts if isinstance(parts, Collection) and depth < 50 else ():
         try:
             _serve.jsonable(part, ENCODERS)
